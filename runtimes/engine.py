@@ -1,0 +1,234 @@
+"""The engine: the one front an app sees. Checks feeds, prepares images, decodes results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitkit.runtimes.card import Artifact, ModelCard, TensorSpec, read_artifact
+from vitkit.runtimes.decode import decoder
+from vitkit.runtimes.errors import BadArtifact, BadInput, BadRequest, MissingBackend
+from vitkit.runtimes.image import check_image, placement, prepare, read_image
+
+Feeds = Mapping[str, NDArray[Any]]
+Outputs = dict[str, NDArray[Any]]
+
+
+class Session(Protocol):
+    """The vendor's object behind one method.
+
+    `settings` are the vendor options in force, for reports. A session must be safe to call from several
+    threads, and the arrays it returns are the caller's.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    settings: dict[str, Any]
+
+    def run(self, feeds: Feeds) -> Outputs:
+        """Run the network on checked feeds."""
+        ...
+
+    def close(self) -> None:
+        """Free the vendor's memory."""
+        ...
+
+
+class Runtime(NamedTuple):
+    """Where the session of a target lives: module, vendor package, extra."""
+
+    module: str
+    package: str
+    extra: str
+
+
+FORMATS = {
+    "onnx": Runtime("vitkit.runtimes.onnx", "onnxruntime", "onnx"),
+    "openvino": Runtime("vitkit.runtimes.openvino", "openvino", "openvino"),
+}
+
+
+def _open_session(artifact: Artifact, threads: int | None, device: str) -> Session:
+    target = artifact.card.target
+    if target not in FORMATS:
+        raise BadArtifact(
+            f"{artifact.path} is compiled for {target!r}; this vitkit runs {', '.join(FORMATS)}: "
+            "upgrade it with: pip install --upgrade vitkit"
+        )
+    runtime = FORMATS[target]
+    try:
+        module = import_module(runtime.module)
+    except ImportError as error:
+        raise MissingBackend(runtime.package, runtime.extra, error) from None
+    session: Session = module.open_session(artifact, threads=threads, device=device)
+    return session
+
+
+def _check_against_card(session: Session, card: ModelCard, path: Path) -> None:
+    wrong = []
+    for kind in ("inputs", "outputs"):
+        declared, actual = getattr(card, kind), getattr(session, kind)
+        if declared != actual:
+            wrong.append(f"{kind}: card {'; '.join(map(str, declared))}, engine {'; '.join(map(str, actual))}")
+    if wrong:
+        raise BadArtifact(f"{path}: the card does not describe this engine ({' and '.join(wrong)})")
+
+
+class Engine:
+    """A network ready to run; made by `open_engine`, closed by `with` or `close`."""
+
+    def __init__(self, artifact: Artifact, session: Session) -> None:
+        self.artifact = artifact
+        self.session = session
+        self._decode = decoder(artifact.card)
+        self._checks = tuple(
+            (spec.name, np.dtype(spec.dtype), spec.shape, spec.dtype.startswith("float"))
+            for spec in artifact.card.inputs
+        )
+        self._closed = False
+
+    @property
+    def card(self) -> ModelCard:
+        """The artifact's card."""
+        return self.artifact.card
+
+    @property
+    def batch(self) -> int | None:
+        """Images a run takes; None where any number."""
+        return self.card.inputs[0].shape[0]
+
+    def run(self, feeds: Feeds) -> Outputs:
+        """Run on raw input tensors by name, as the card's `inputs` describe them.
+
+        Raises BadInput for a missing or unknown name, a wrong type, dtype or shape, and for floats that
+        are not finite.
+        """
+        for name, dtype, shape, floating in self._checks:
+            array = feeds.get(name)
+            if (
+                type(array) is not np.ndarray
+                or array.dtype != dtype
+                or array.ndim != len(shape)
+                or not all(want is None or want == got for want, got in zip(shape, array.shape, strict=True))
+                or array.size == 0
+                or (floating and not _finite(array))
+            ):
+                raise BadInput(self._explain(feeds))
+        if self._closed or len(feeds) != len(self._checks):
+            raise BadInput(self._explain(feeds))
+        return self.session.run(feeds)
+
+    def _explain(self, feeds: Feeds) -> str:
+        if self._closed:
+            return f"the engine of {self.artifact.path} is closed; open it again"
+        wanted = {spec.name: spec for spec in self.card.inputs}
+        if unknown := sorted(set(feeds) - set(wanted)):
+            return f"unknown input {unknown[0]!r}; this engine takes {', '.join(map(str, wanted.values()))}"
+        for name, spec in wanted.items():
+            if name not in feeds:
+                return f"input {name!r} is missing; this engine takes {', '.join(map(str, wanted.values()))}"
+            array = feeds[name]
+            if not isinstance(array, np.ndarray):
+                return f"input {name!r} is a {type(array).__name__}, not a numpy array; wanted {spec}"
+            shape_fits = array.ndim == len(spec.shape) and all(
+                want in (None, got) for want, got in zip(spec.shape, array.shape, strict=True)
+            )
+            if array.dtype != spec.dtype or not shape_fits or array.size == 0:
+                return f"input {name!r} is {array.dtype} {list(array.shape)}; wanted {spec}"
+            if spec.dtype.startswith("float") and not np.isfinite(array).all():
+                return f"input {name!r} holds {int((~np.isfinite(array)).sum())} NaN or infinite values"
+        return f"inputs must be plain numpy arrays, not a subclass; wanted {', '.join(map(str, wanted.values()))}"
+
+    def prepare(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[Any]:
+        """Photographs (H, W, 3) uint8 RGB -> the batch (len(images), ...) that `run` takes."""
+        return np.stack([prepare(image, self.card.image) for image in images])
+
+    def __call__(self, image: Any) -> Any:
+        """Run on one image, or a list of them, and decode.
+
+        An image is a (H, W, 3) uint8 RGB array of any size, or the path of an image file. Returns the
+        task's result (`Classification`), or a list of results for a list. Raises BadInput.
+        """
+        if self._closed:
+            raise BadRequest(self._explain({}))
+        if isinstance(image, (list, tuple)):
+            if not image:
+                raise BadInput("the list of images is empty")
+            photos = [self._photo(item, f"image {i}") for i, item in enumerate(image)]
+            return self._classify(photos)
+        return self._classify([self._photo(image, "the image")])[0]
+
+    def _photo(self, image: Any, what: str) -> NDArray[np.uint8]:
+        return read_image(image) if isinstance(image, (str, Path)) else check_image(image, what)
+
+    def _classify(self, photos: list[NDArray[np.uint8]]) -> list[Any]:
+        outputs = self.run_batched(self.prepare(photos))
+        return [
+            self._decode({name: value[i] for name, value in outputs.items()}, self.card, place)
+            for i, place in enumerate(placement(p.shape[0], p.shape[1], self.card.image) for p in photos)
+        ]
+
+    def run_batched(self, inputs: NDArray[Any]) -> Outputs:
+        """Run any number of prepared inputs through an engine of fixed or free batch size.
+
+        (N, ...) -> outputs with first dimension N. The last batch of a fixed size is filled up with
+        copies of its last input, and their outputs dropped.
+        """
+        name = self.card.inputs[0].name
+        size = self.batch or len(inputs)
+        parts = []
+        for start in range(0, len(inputs), size):
+            part = inputs[start : start + size]
+            missing = size - len(part)
+            filled = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]) if missing else part
+            parts.append({key: value[: len(part)] for key, value in self.run({name: filled}).items()})
+        if len(parts) == 1:
+            return parts[0]
+        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+    def close(self) -> None:
+        """Free the engine; closing twice is harmless."""
+        if not self._closed:
+            self._closed = True
+            self.session.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _finite(array: NDArray[Any]) -> bool:
+    # A sum is several times faster than isfinite().all(); only an overflow of finite values needs both.
+    return bool(np.isfinite(array.sum())) or bool(np.isfinite(array).all())
+
+
+def open_engine(path: str | Path, *, threads: int | None = None, device: str = "cpu") -> Engine:
+    """Open an artifact folder for running.
+
+    `threads` are CPU threads of one run (default: the vendor's choice, usually every core). `device` is
+    `cpu`, or a device that the vendor offers here (`gpu`, `npu` for OpenVINO; `cuda` for ONNX Runtime).
+
+    Raises BadArtifact where the folder is damaged, foreign or newer; MissingBackend where the vendor's
+    package is not installed; DeviceError where the device is absent or cannot run this engine.
+    """
+    if threads is not None and (type(threads) is not int or threads < 1):
+        raise BadRequest(f"threads is {threads!r}; it must be a whole number of at least 1")
+    artifact = read_artifact(path)
+    decoder(artifact.card)
+    session = _open_session(artifact, threads, device)
+    try:
+        _check_against_card(session, artifact.card, artifact.path)
+    except BadArtifact:
+        session.close()
+        raise
+    return Engine(artifact, session)

@@ -1,0 +1,131 @@
+"""Image preparation, once for all: training's eval transform, calibration, parity, evaluation, the app."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitkit.runtimes.card import ImageSpec
+from vitkit.runtimes.errors import BadInput, MissingBackend
+
+Image = NDArray[np.uint8]
+
+SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"))
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the prepared image lies in the photograph: photo = input / scale + offset, in pixels."""
+
+    scale: tuple[float, float]
+    offset: tuple[float, float]
+
+    def to_photo(self, points: NDArray[np.floating]) -> NDArray[np.floating]:
+        """(..., 2) points as (y, x) in input pixels -> the same in pixels of the photograph."""
+        # Pixel centres sit at +0.5, which is what makes the scaling exact.
+        return (points + 0.5) / np.asarray(self.scale) + np.asarray(self.offset) - 0.5
+
+
+def _pillow() -> Any:
+    # Imported here: an app whose frames already have the engine's size needs no Pillow.
+    try:
+        import PIL.Image
+        import PIL.ImageOps
+    except ImportError as error:
+        raise MissingBackend("pillow", "onnx", error) from None
+    return PIL
+
+
+def find_images(folder: Path) -> list[Path]:
+    """All image files below a folder, sorted by path; hidden files and folders are left out.
+
+    Raises BadInput where the folder does not exist.
+    """
+    if not folder.is_dir():
+        raise BadInput(f"the image folder {folder} does not exist or is not a folder")
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    visible = (p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+    return sorted(visible, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def read_image(path: str | Path) -> Image:
+    """Decode an image file, upright, to (H, W, 3) uint8 RGB.
+
+    Raises BadInput where the file is missing, damaged, or holds more than 8 bits a channel.
+    """
+    pil = _pillow()
+    try:
+        with pil.Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):
+                raise BadInput(f"{path} has pixels of mode {image.mode}; convert it to 8 bits a channel first")
+            return np.asarray(pil.ImageOps.exif_transpose(image).convert("RGB"))
+    except BadInput:
+        raise
+    # Pillow's decoders raise many types on hostile bytes (SyntaxError, struct.error, ValueError, ...).
+    except Exception as error:
+        raise BadInput(f"{path} cannot be read as an image: {error}") from None
+
+
+def check_image(image: object, what: str = "the image") -> Image:
+    """Return a (H, W, 3) uint8 array unchanged; raises BadInput for anything else."""
+    if not isinstance(image, np.ndarray):
+        raise BadInput(f"{what} is a {type(image).__name__}; it must be a numpy array (H, W, 3) of uint8")
+    if image.dtype != np.uint8:
+        raise BadInput(f"{what} has dtype {image.dtype}; it must be uint8 with values 0 to 255")
+    if image.ndim != 3 or image.shape[2] != 3:
+        raise BadInput(f"{what} has shape {image.shape}; it must be (height, width, 3), RGB")
+    if 0 in image.shape:
+        raise BadInput(f"{what} has shape {image.shape}: it is empty")
+    return image
+
+
+def _resized_size(height: int, width: int, spec: ImageSpec) -> tuple[int, int]:
+    target_h, target_w = (int(side / spec.crop_pct) for side in spec.size)
+    # Truncation and the exact short side are torchvision's Resize, which the papers' code evaluates with.
+    if target_h * width <= target_w * height:
+        return max(int(target_w * height / width), target_h), target_w
+    return target_h, max(int(target_h * width / height), target_w)
+
+
+def _crop_origin(resized: tuple[int, int], spec: ImageSpec) -> tuple[int, int]:
+    return round((resized[0] - spec.size[0]) / 2), round((resized[1] - spec.size[1]) / 2)
+
+
+def placement(height: int, width: int, spec: ImageSpec) -> Placement:
+    """Where `prepare` takes its pixels from in a photograph of the given size."""
+    resized = _resized_size(height, width, spec)
+    top, left = _crop_origin(resized, spec)
+    scale = (resized[0] / height, resized[1] / width)
+    return Placement(scale, (top / scale[0], left / scale[1]))
+
+
+def resize_and_crop(image: Image, spec: ImageSpec) -> Image:
+    """(H, W, 3) RGB -> (size[0], size[1], 3) RGB uint8: cover, then centre crop."""
+    resized = _resized_size(image.shape[0], image.shape[1], spec)
+    if resized != image.shape[:2]:
+        pil = _pillow()
+        resample = pil.Image.Resampling[spec.interpolation.upper()]
+        image = np.asarray(pil.Image.fromarray(image).resize(resized[::-1], resample))
+    top, left = _crop_origin(resized, spec)
+    return image[top : top + spec.size[0], left : left + spec.size[1]]
+
+
+def prepare(image: Image, spec: ImageSpec) -> NDArray[Any]:
+    """(H, W, 3) uint8 RGB of any size -> one input of the engine, without the batch dimension.
+
+    Raises BadInput where the image is not such an array.
+    """
+    pixels: NDArray[Any] = resize_and_crop(check_image(image), spec)
+    if spec.colour == "BGR":
+        pixels = pixels[..., ::-1]
+    if spec.dtype == "float32":
+        scale = np.float32(1 / 255) / np.asarray(spec.std, np.float32)
+        shift = np.asarray(spec.mean, np.float32) / np.asarray(spec.std, np.float32)
+        pixels = pixels.astype(np.float32) * scale - shift
+    if spec.layout == "NCHW":
+        pixels = pixels.transpose(2, 0, 1)
+    return np.ascontiguousarray(pixels)

@@ -1,0 +1,95 @@
+"""Sessions of OpenVINO."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+import openvino
+
+from vitkit.runtimes.card import Artifact, TensorSpec
+from vitkit.runtimes.engine import Feeds, Outputs
+from vitkit.runtimes.errors import BadArtifact, DeviceError
+
+_DTYPES = {"u8": "uint8", "i32": "int32", "i64": "int64", "f16": "float16", "f32": "float32"}
+_CAPABILITY = {"f32": "FP32", "f16": "FP16", "bf16": "BF16"}
+
+
+def _spec(port: Any) -> TensorSpec:
+    shape = tuple(d.get_length() if d.is_static else None for d in port.partial_shape)
+    dtype = port.element_type.get_type_name()
+    return TensorSpec(port.any_name, shape, _DTYPES.get(dtype, dtype))
+
+
+class OpenVINOSession:
+    """One compiled model with one infer request; a lock lets threads take turns."""
+
+    def __init__(self, compiled: Any, settings: dict[str, Any]) -> None:
+        self._compiled = compiled
+        self._request = compiled.create_infer_request()
+        self._lock = threading.Lock()
+        self.settings = settings
+        self.inputs = tuple(_spec(port) for port in compiled.inputs)
+        self.outputs = tuple(_spec(port) for port in compiled.outputs)
+        self._names = [spec.name for spec in self.outputs]
+
+    def run(self, feeds: Feeds) -> Outputs:
+        """Run the network on checked feeds."""
+        with self._lock:
+            # Shared inputs and outputs skip the vendor's copies; the copy below makes results the caller's.
+            results = self._request.infer(
+                {name: np.ascontiguousarray(array) for name, array in feeds.items()},
+                share_inputs=True,
+                share_outputs=True,
+            )
+            return {name: results[i].copy() for i, name in enumerate(self._names)}
+
+    def close(self) -> None:
+        """Drop the compiled model, which frees its memory."""
+        with self._lock:
+            self._request = self._compiled = None
+
+
+def _choose_hint(core: Any, device: str, hints: list[str], path: object) -> str:
+    """The first of the artifact's precisions that the device computes natively.
+
+    A bf16 hint crashes on AVX2 and is slower than float32 on AVX512 without bf16 instructions.
+    """
+    able = core.get_property(device, "OPTIMIZATION_CAPABILITIES")
+    for hint in hints:
+        if _CAPABILITY[hint] in able:
+            return hint
+    raise DeviceError(
+        f"{path} computes in {' or '.join(hints)}, which this {device} cannot do (it has {', '.join(able)}); "
+        "export again with --precision fp32 or int8"
+    )
+
+
+def open_session(artifact: Artifact, *, threads: int | None, device: str) -> OpenVINOSession:
+    """Open `model.xml` for low latency, in the precision that the card's options name."""
+    core = openvino.Core()
+    name = device.upper()
+    if name not in core.available_devices:
+        raise DeviceError(
+            f"OpenVINO has no device {device!r} here; it has "
+            f"{', '.join(found.lower() for found in core.available_devices)}"
+        )
+    hints = artifact.card.options.get("precision_hints", ["f32"])
+    if not isinstance(hints, list) or not hints or not set(hints) <= set(_CAPABILITY):
+        raise BadArtifact(f"{artifact.path}: options.precision_hints is {hints!r}; known are {', '.join(_CAPABILITY)}")
+    settings: dict[str, Any] = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": "1",
+        "INFERENCE_PRECISION_HINT": _choose_hint(core, name, hints, artifact.path),
+    }
+    if threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    try:
+        compiled = core.compile_model(str(artifact.engine_path), name, settings)
+    # The vendor raises RuntimeError and its own subclasses for files it cannot take.
+    except Exception as error:
+        raise BadArtifact(
+            f"OpenVINO {openvino.__version__} cannot open {artifact.engine_path}: {error}"
+        ) from None
+    return OpenVINOSession(compiled, {"openvino": openvino.__version__, "device": name, **settings})

@@ -1,0 +1,26 @@
+"""timm and torchvision, importable beside any build of torch.
+
+The registry's torchvision is compiled against CUDA torch. Beside a CPU-only torch its compiled operators
+do not load, and `import torchvision` dies on `operator torchvision::nms does not exist`. vitkit uses none
+of those operators; declaring the two that torchvision's own modules look up lets it import.
+"""
+
+from __future__ import annotations
+
+import torch
+
+try:
+    import torchvision  # noqa: F401
+except RuntimeError as _error:
+    if "torchvision::nms" not in str(_error):
+        raise
+    # Kept: the declarations last as long as this object.
+    _library = torch.library.Library("torchvision", "FRAGMENT")
+    _library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+import timm
+import timm.data
+import timm.layers
+
+__all__ = ["timm"]
