@@ -159,9 +159,7 @@ def _card_from(body: dict[str, Any]) -> ModelCard:
             "outputs": _tensors(fields["outputs"], "outputs"),
             "image": _image(fields["image"]),
             "labels": _strings(fields.get("labels", []), "labels"),
-            "label_ids": _strings(ids, "label_ids")
-            if (ids := fields.get("label_ids")) is not None
-            else None,
+            "label_ids": _strings(ids, "label_ids") if (ids := fields.get("label_ids")) is not None else None,
         }
     )
     for name in ("name", "task", "target", "precision", "engine"):
@@ -197,7 +195,7 @@ def _fields(kind: type, body: Any, where: str) -> dict[str, Any]:
         kind(**body)
     except TypeError as error:
         raise ValueError(f"{where} lacks fields: {error}") from None
-    return body
+    return dict(body)
 
 
 def _strings(value: Any, where: str) -> tuple[str, ...]:
@@ -237,7 +235,10 @@ def _image(value: Any) -> ImageSpec:
             "std": _numbers(fields.get("std", list(ImageSpec.std)), 3, "image.std"),
         }
     )
-    _need(all(type(s) is int and s > 0 for s in spec.size), f"image.size is {spec.size}, not two sizes in pixels")
+    _need(
+        all(type(s) is int and s > 0 for s in spec.size),
+        f"image.size is {spec.size}, not two positive sizes",
+    )
     _need(all(s > 0 for s in spec.std), f"image.std is {spec.std}; it must be positive")
     number = isinstance(spec.crop_pct, (int, float)) and not isinstance(spec.crop_pct, bool)
     _need(number and 0 < spec.crop_pct <= 1, f"image.crop_pct is {spec.crop_pct!r}; it must be in (0, 1]")

@@ -76,7 +76,9 @@ def decoder(card: ModelCard) -> Callable[[Mapping[str, NDArray[Any]], ModelCard,
     names = {spec.name: spec for spec in card.outputs}
     logits = names.get(card.decode.get("logits", card.outputs[0].name))
     if logits is None or len(logits.shape) != 2:
-        raise BadArtifact(f"the card's decode names logits {logits}, which is no output of shape [N, classes]")
+        raise BadArtifact(
+            f"the card's decode names logits {logits}, which is no output of shape [N, classes]"
+        )
     if card.labels and logits.shape[1] not in (None, len(card.labels)):
         raise BadArtifact(f"the card has {len(card.labels)} labels for {logits.shape[1]} logits")
     if "points" in card.decode and card.decode["points"] not in names:

@@ -75,7 +75,9 @@ def _check_against_card(session: Session, card: ModelCard, path: Path) -> None:
     for kind in ("inputs", "outputs"):
         declared, actual = getattr(card, kind), getattr(session, kind)
         if declared != actual:
-            wrong.append(f"{kind}: card {'; '.join(map(str, declared))}, engine {'; '.join(map(str, actual))}")
+            wrong.append(
+                f"{kind}: card {'; '.join(map(str, declared))}, engine {'; '.join(map(str, actual))}"
+            )
     if wrong:
         raise BadArtifact(f"{path}: the card does not describe this engine ({' and '.join(wrong)})")
 
@@ -143,7 +145,7 @@ class Engine:
                 return f"input {name!r} is {array.dtype} {list(array.shape)}; wanted {spec}"
             if spec.dtype.startswith("float") and not np.isfinite(array).all():
                 return f"input {name!r} holds {int((~np.isfinite(array)).sum())} NaN or infinite values"
-        return f"inputs must be plain numpy arrays, not a subclass; wanted {', '.join(map(str, wanted.values()))}"
+        return "inputs must be plain numpy arrays, not of a subclass"
 
     def prepare(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[Any]:
         """Photographs (H, W, 3) uint8 RGB -> the batch (len(images), ...) that `run` takes."""
@@ -161,17 +163,19 @@ class Engine:
             if not image:
                 raise BadInput("the list of images is empty")
             photos = [self._photo(item, f"image {i}") for i, item in enumerate(image)]
-            return self._classify(photos)
-        return self._classify([self._photo(image, "the image")])[0]
+            return self.decode(self.run_batched(self.prepare(photos)), photos)
+        photo = self._photo(image, "the image")
+        return self.decode(self.run_batched(self.prepare([photo])), [photo])[0]
 
     def _photo(self, image: Any, what: str) -> NDArray[np.uint8]:
         return read_image(image) if isinstance(image, (str, Path)) else check_image(image, what)
 
-    def _classify(self, photos: list[NDArray[np.uint8]]) -> list[Any]:
-        outputs = self.run_batched(self.prepare(photos))
+    def decode(self, outputs: Outputs, photos: Sequence[NDArray[np.uint8]]) -> list[Any]:
+        """Outputs whose first dimension goes over `photos` -> one result of the card's task for each."""
+        places = (placement(photo.shape[0], photo.shape[1], self.card.image) for photo in photos)
         return [
             self._decode({name: value[i] for name, value in outputs.items()}, self.card, place)
-            for i, place in enumerate(placement(p.shape[0], p.shape[1], self.card.image) for p in photos)
+            for i, place in enumerate(places)
         ]
 
     def run_batched(self, inputs: NDArray[Any]) -> Outputs:

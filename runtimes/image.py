@@ -27,7 +27,8 @@ class Placement:
     def to_photo(self, points: NDArray[np.floating]) -> NDArray[np.floating]:
         """(..., 2) points as (y, x) in input pixels -> the same in pixels of the photograph."""
         # Pixel centres sit at +0.5, which is what makes the scaling exact.
-        return (points + 0.5) / np.asarray(self.scale) + np.asarray(self.offset) - 0.5
+        photo: NDArray[np.floating] = (points + 0.5) / np.asarray(self.scale) + np.asarray(self.offset) - 0.5
+        return photo
 
 
 def _pillow() -> Any:
@@ -61,13 +62,27 @@ def read_image(path: str | Path) -> Image:
     try:
         with pil.Image.open(path) as image:
             if image.mode.startswith(("I", "F")):
-                raise BadInput(f"{path} has pixels of mode {image.mode}; convert it to 8 bits a channel first")
+                raise BadInput(
+                    f"{path} has pixels of mode {image.mode}; convert it to 8 bits a channel first"
+                )
             return np.asarray(pil.ImageOps.exif_transpose(image).convert("RGB"))
     except BadInput:
         raise
     # Pillow's decoders raise many types on hostile bytes (SyntaxError, struct.error, ValueError, ...).
     except Exception as error:
         raise BadInput(f"{path} cannot be read as an image: {error}") from None
+
+
+def sample_photos(folder: Path, count: int) -> list[tuple[str, Image]]:
+    """Up to `count` images of a folder with their relative paths, evenly spread over its sorted files.
+
+    Raises BadInput where there is none, or one of them cannot be read.
+    """
+    found = find_images(folder)
+    if not found:
+        raise BadInput(f"{folder} holds no images")
+    chosen = [found[i * len(found) // count] for i in range(count)] if len(found) > count else found
+    return [(path.relative_to(folder).as_posix(), read_image(path)) for path in chosen]
 
 
 def check_image(image: object, what: str = "the image") -> Image:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -45,18 +46,34 @@ class OpenVINOSession:
             )
             return {name: results[i].copy() for i, name in enumerate(self._names)}
 
+    def operators(self) -> Counter[tuple[str, str]]:
+        """(operator, precision) -> count, as the device executes them after its own fusions."""
+        counts: Counter[tuple[str, str]] = Counter()
+        for op in self._compiled.get_runtime_model().get_ops():
+            info = op.get_rt_info()
+            kind, precision = (info[key].astype(str) for key in ("layerType", "runtimePrecision"))
+            if kind not in ("Const", "Input", "Output"):
+                names = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "u8": "int8", "i8": "int8"}
+                counts[kind, names.get(precision, "integer")] += 1
+        return counts
+
     def close(self) -> None:
         """Drop the compiled model, which frees its memory."""
         with self._lock:
             self._request = self._compiled = None
 
 
-def _choose_hint(core: Any, device: str, hints: list[str], path: object) -> str:
+def capabilities(device: str) -> list[str]:
+    """What a device computes natively, in OpenVINO's words (`FP32`, `BF16`, `INT8`, ...)."""
+    return list(openvino.Core().get_property(device, "OPTIMIZATION_CAPABILITIES"))
+
+
+def _choose_hint(device: str, hints: list[str], path: object) -> str:
     """The first of the artifact's precisions that the device computes natively.
 
     A bf16 hint crashes on AVX2 and is slower than float32 on AVX512 without bf16 instructions.
     """
-    able = core.get_property(device, "OPTIMIZATION_CAPABILITIES")
+    able = capabilities(device)
     for hint in hints:
         if _CAPABILITY[hint] in able:
             return hint
@@ -77,11 +94,13 @@ def open_session(artifact: Artifact, *, threads: int | None, device: str) -> Ope
         )
     hints = artifact.card.options.get("precision_hints", ["f32"])
     if not isinstance(hints, list) or not hints or not set(hints) <= set(_CAPABILITY):
-        raise BadArtifact(f"{artifact.path}: options.precision_hints is {hints!r}; known are {', '.join(_CAPABILITY)}")
+        raise BadArtifact(
+            f"{artifact.path}: options.precision_hints is {hints!r}; known are {', '.join(_CAPABILITY)}"
+        )
     settings: dict[str, Any] = {
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": "1",
-        "INFERENCE_PRECISION_HINT": _choose_hint(core, name, hints, artifact.path),
+        "INFERENCE_PRECISION_HINT": _choose_hint(name, hints, artifact.path),
     }
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads

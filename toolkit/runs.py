@@ -15,6 +15,8 @@ from vitkit.runtimes.files import atomic_folder
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from vitkit.models.ps_vit import PSViT
+
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 
@@ -23,7 +25,7 @@ CONFIG_FILE = "config.json"
 class Run:
     """A float model with its card; `path` is None for a model that was never saved."""
 
-    model: nn.Module
+    model: PSViT
     card: ModelCard
     path: Path | None = None
 
@@ -59,7 +61,9 @@ def load_run(path: Path) -> Run:
 
     card = read_card(path)
     if card.target != "torch":
-        raise BadArtifact(f"{path} is an artifact for {card.target!r}; name the training run it was made from")
+        raise BadArtifact(
+            f"{path} is an artifact for {card.target!r}; name the training run it was made from"
+        )
     check_files(path, card)
     try:
         model = build(card.provenance["model"], **card.provenance["options"])
@@ -73,8 +77,7 @@ def untrained_run(name: str, options: Mapping[str, Any], seed: int = 0) -> Run:
     """A registered model with random weights, the same for the same seed; for trying out an export."""
     import torch
 
-    from vitkit.models import configure, run_card
-    from vitkit.models import build
+    from vitkit.models import build, configure, run_card
 
     config = configure(name, options)
     with torch.random.fork_rng(devices=[]):

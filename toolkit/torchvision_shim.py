@@ -7,6 +7,8 @@ of those operators; declaring the two that torchvision's own modules look up let
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 try:
@@ -15,7 +17,7 @@ except RuntimeError as _error:
     if "torchvision::nms" not in str(_error):
         raise
     # Kept: the declarations last as long as this object.
-    _library = torch.library.Library("torchvision", "FRAGMENT")
+    _library: Any = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     _library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     _library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 

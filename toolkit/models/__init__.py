@@ -49,7 +49,9 @@ MODELS: dict[str, ModelInfo] = {
 def model_info(name: str) -> ModelInfo:
     """The registry's entry; raises BadRequest for an unknown name."""
     if name not in MODELS:
-        raise BadRequest(f"there is no model {name!r}; the models are {', '.join(MODELS)} (see: vitkit models)")
+        raise BadRequest(
+            f"there is no model {name!r}; the models are {', '.join(MODELS)} (see: vitkit models)"
+        )
     return MODELS[name]
 
 
@@ -84,7 +86,7 @@ def _parse(value: Any, kind: type) -> Any:
     return kind(value)
 
 
-def build(name: str, **options: Any) -> nn.Module:
+def build(name: str, **options: Any) -> PSViT:
     """A freshly initialised model; `options` are fields of its config. Raises BadRequest."""
     return PSViT(configure(name, options))
 
@@ -120,7 +122,7 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def count_macs(model: nn.Module) -> int:
+def count_macs(model: PSViT) -> int:
     """Multiply-adds of convolutions, linear layers and matrix products, for one image."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode

@@ -43,6 +43,9 @@ class PSViTConfig:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
         if self.encoder_layers < 0:
             raise ValueError(f"encoder_layers is {self.encoder_layers}; it must not be negative")
+        for name, value in {"dropout": self.dropout, "drop_path": self.drop_path}.items():
+            if not 0 <= value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 0 and under 1")
         if self.qk_scale not in ("head_dim", "dim"):
             raise ValueError(f"qk_scale is {self.qk_scale!r}; it must be 'head_dim' or 'dim'")
         if self.dim % self.heads:
@@ -67,6 +70,7 @@ class Bottleneck(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, width_in, H, W) -> (B, width_out, H, W)."""
         y = F.relu(self.bn1(self.conv1(x)))
         y = F.relu(self.bn2(self.conv2(y)))
         return F.relu(self.bn3(self.conv3(y)) + self.downsample(x))
@@ -84,20 +88,21 @@ class Attention(nn.Module):
         self.proj = nn.Linear(config.dim, config.dim)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        batch, tokens, dim = x.shape
+    def forward(self, x: Tensor, batch: int) -> Tensor:
+        """(batch*L, dim) -> (batch*L, dim); each image attends to its own L tokens."""
         # Written out, not F.scaled_dot_product_attention: engines fuse this form, and it traces to a
         # third of the nodes.
         q, k, v = (
-            part.reshape(batch, tokens, self.heads, self.head_dim).transpose(1, 2)
+            part.reshape(batch, -1, self.heads, self.head_dim).transpose(1, 2)
             for part in self.qkv(x).chunk(3, dim=-1)
         )
         weights = torch.softmax(q @ k.transpose(2, 3) * self.scale, dim=-1)
-        return self.dropout(self.proj((weights @ v).transpose(1, 2).reshape(batch, tokens, dim)))
+        y: Tensor = self.dropout(self.proj((weights @ v).transpose(1, 2).reshape(x.shape)))
+        return y
 
 
 class EncoderLayer(nn.Module):
-    """Pre-norm transformer encoder layer: (B, L, dim) -> (B, L, dim)."""
+    """Pre-norm transformer encoder layer: (batch*L, dim) -> (batch*L, dim)."""
 
     def __init__(self, config: PSViTConfig, drop_path: float) -> None:
         super().__init__()
@@ -119,36 +124,61 @@ class EncoderLayer(nn.Module):
 
             self.drop_path = timm.layers.DropPath(drop_path)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+    def forward(self, x: Tensor, batch: int) -> Tensor:
+        """Tokens of all images in one matrix: linear layers then trace to Gemm, the fastest in INT8."""
+        x = x + self._drop(self.attn(self.norm1(x), batch), batch)
+        return x + self._drop(self.mlp(self.norm2(x)), batch)
+
+    def _drop(self, branch: Tensor, batch: int) -> Tensor:
+        if isinstance(self.drop_path, nn.Identity):
+            return branch
+        # A path is dropped for a whole image, so the images must be the first dimension.
+        kept: Tensor = self.drop_path(branch.reshape(batch, -1, branch.shape[-1]))
+        return kept.flatten(0, 1)
 
 
-def initial_points(n: int, height: int, width: int) -> Tensor:
-    """Regular grid of equation 3.2: (n*n, 2) as (y, x) in pixels of a (height, width) feature map."""
+def regular_grid(n: int, height: int, width: int) -> Tensor:
+    """First locations, equation 3.2: (n*n, 2) as (y, x) in pixels of a (height, width) feature map."""
     steps = torch.arange(n, dtype=torch.float32) + 0.5
     return torch.cartesian_prod(steps * (height / n), steps * (width / n))
 
 
 class Sample(nn.Module):
-    """Bilinear sampling, equation 3.3; points outside the map read zeros, as the authors' kernel does."""
+    """Bilinear sampling, equation 3.3; pixels outside the map count as zeros, as in the authors' kernel."""
 
-    def forward(self, features: Tensor, points: Tensor) -> Tensor:
-        """(B, C, H, W) features at (B, L, 2) points in pixels -> (B, L, C)."""
+    def forward(self, features: Tensor, grid: Tensor, shift: Tensor) -> Tensor:
+        """(B, C, H, W) features at grid (L, 2) + shift (B, L, 2), both in pixels -> (B*L, C)."""
+        if torch.compiler.is_exporting():
+            return self._gather(features, grid, shift)
         height, width = features.shape[2:]
-        size = torch.tensor([height - 1, width - 1], dtype=points.dtype, device=points.device)
-        grid = (points * (2 / size) - 1).flip(-1).unsqueeze(2)
-        tokens = F.grid_sample(features, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
-        return tokens.squeeze(3).transpose(1, 2)
+        scale = 2 / torch.tensor([height - 1, width - 1], dtype=shift.dtype, device=shift.device)
+        where = ((grid + shift) * scale - 1).flip(-1).unsqueeze(2)
+        tokens = F.grid_sample(features, where, mode="bilinear", padding_mode="zeros", align_corners=True)
+        return tokens.squeeze(3).transpose(1, 2).flatten(0, 1)
 
+    @staticmethod
+    def _gather(features: Tensor, grid: Tensor, shift: Tensor) -> Tensor:
+        """The same function as engines get it: four row look-ups and a weighted sum.
 
-def sample_regular_grid(features: Tensor, points: Tensor, n: int, sample: Sample) -> Tensor:
-    """Tokens at `initial_points` (1, n*n, 2); a strided slice where these fall on whole pixels."""
-    height, width = features.shape[2:]
-    step_y, step_x = height // n, width // n
-    if height == n * step_y and width == n * step_x and step_y % 2 == 0 and step_x % 2 == 0:
-        return features[:, :, step_y // 2 :: step_y, step_x // 2 :: step_x].flatten(2).transpose(1, 2)
-    return sample(features, points.expand(len(features), -1, -1))
+        Engines run it 1.1 times faster than GridSample. Whole pixels and fractions never meet in one
+        number: a coordinate such as 45.3 keeps two bits of fraction in bf16, a fraction keeps eight.
+        """
+        batch, channels, height, width = features.shape
+        rows = features.permute(0, 2, 3, 1).reshape(-1, channels)
+        start = grid.floor()
+        shift = shift + (grid - start)
+        whole = shift.floor()
+        fraction = (shift - whole).reshape(-1, 1, 2)
+        corner = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
+        weight = (1 - corner) + (2 * corner - 1) * fraction
+        pixel = (whole + start).reshape(-1, 1, 2) + corner
+        inside = torch.minimum(pixel.clamp(min=0), torch.tensor([height - 1.0, width - 1.0]))
+        weight = torch.where(inside == pixel, weight, 0.0)
+        y, x = inside.to(torch.int64).unbind(-1)
+        first_row = (torch.arange(batch) * (height * width)).reshape(-1, 1, 1)
+        index = (y * width + x).reshape(batch, -1, 4) + first_row
+        tokens = F.embedding(index.reshape(-1, 4), rows)
+        return (tokens * weight.prod(-1).unsqueeze(-1)).sum(1)
 
 
 class ProgressiveSampler(nn.Module):
@@ -165,23 +195,36 @@ class ProgressiveSampler(nn.Module):
         self.sample = Sample()
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, H, W) -> tokens (B, n*n, C) and the points of every iteration (B, T, n*n, 2)."""
+        """(B, C, H, W) -> tokens (B*n*n, C) and the points of every iteration (B, T, n*n, 2)."""
         batch, _, height, width = features.shape
         size = torch.tensor([height, width], dtype=features.dtype, device=features.device)
-        points = initial_points(self.n, height, width).to(features).unsqueeze(0)
-        tokens = sample_regular_grid(features, points, self.n, self.sample)
-        tokens = self.layers[0](tokens + self.pos_layer(points / size))
-        trace = [points.expand(batch, -1, -1)]
+        grid = regular_grid(self.n, height, width).to(features)
+        shift = torch.zeros_like(grid).expand(batch, -1, -1)
+        tokens = self._first_tokens(features, grid, shift) + self.pos_layer(grid / size).repeat(batch, 1)
+        tokens = self.layers[0](tokens, batch)
+        trace = [grid.expand(batch, -1, -1)]
         for t in range(1, self.iterations):
-            offsets = self.offset_layers[t - 1](tokens)
-            sampled = self.sample(features, points + offsets)
+            offsets = self.offset_layers[t - 1](tokens).reshape(batch, -1, 2)
+            sampled = self.sample(features, grid, shift + offsets)
             # As the authors' code: the stored location moves by the detached offset, so that each offset
             # learns only through the very next sampling.
-            points = points + offsets.detach()
+            shift = shift + offsets.detach()
+            points = grid + shift
             layer = self.layers[min(t, len(self.layers) - 1)]
-            tokens = layer(sampled + self.pos_layer(points / size) + tokens)
+            tokens = layer(sampled + self.pos_layer((points / size).reshape(-1, 2)) + tokens, batch)
             trace.append(points)
         return tokens, torch.stack(trace, dim=1)
+
+    def _first_tokens(self, features: Tensor, grid: Tensor, shift: Tensor) -> Tensor:
+        """Tokens of the regular grid; a strided slice where that falls on whole pixels."""
+        height, width = features.shape[2:]
+        step_y, step_x = height // self.n, width // self.n
+        exact = (step_y * self.n, step_x * self.n) == (height, width)
+        if exact and step_y % 2 == 0 and step_x % 2 == 0:
+            tokens = features[:, :, step_y // 2 :: step_y, step_x // 2 :: step_x]
+            return tokens.flatten(2).transpose(1, 2).flatten(0, 1)
+        sampled: Tensor = self.sample(features, grid, shift)
+        return sampled
 
 
 class PSViT(nn.Module):
@@ -209,7 +252,7 @@ class PSViT(nn.Module):
         )
         self.sampler = ProgressiveSampler(config, rates)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.dim))
-        self.encoder = nn.Sequential(*(EncoderLayer(config, rate) for rate in rates[config.iterations :]))
+        self.encoder = nn.ModuleList(EncoderLayer(config, rate) for rate in rates[config.iterations :])
         self.norm = nn.LayerNorm(config.dim)
         self.head = nn.Linear(config.dim, config.num_classes)
         self._init_weights()
@@ -221,8 +264,9 @@ class PSViT(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
-        for layer in self.sampler.offset_layers:
-            nn.init.zeros_(layer.weight)
+        for name, parameter in self.sampler.offset_layers.named_parameters():
+            if name.endswith("weight"):
+                nn.init.zeros_(parameter)
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised (B, 3, H, W) images -> logits (B, num_classes)."""
@@ -230,6 +274,12 @@ class PSViT(nn.Module):
 
     def deploy(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """What an engine returns: logits (B, classes), and points (B, T, n*n, 2) in image pixels."""
-        tokens, points = self.sampler(self.stem(images))
-        tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
-        return self.head(self.norm(self.encoder(tokens)[:, 0])), points * self.stride
+        features = self.stem(images)
+        batch, dim = features.shape[:2]
+        tokens, points = self.sampler(features)
+        cls_token = self.cls_token.expand(batch, -1, -1)
+        tokens = torch.cat([cls_token, tokens.reshape(batch, -1, dim)], dim=1).flatten(0, 1)
+        for layer in self.encoder:
+            tokens = layer(tokens, batch)
+        logits = self.head(self.norm(tokens.reshape(batch, -1, dim)[:, 0]))
+        return logits, points * self.stride

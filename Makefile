@@ -1,0 +1,36 @@
+# Everything here works on a machine that has Python 3.11 and nothing else.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+
+.PHONY: demo test lint types wheel bench clean
+
+demo: .venv/installed
+	$(BIN)/vitkit demo demo
+
+test: lint types
+	$(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# The folders are packages of one import name only once installed, so that is what is checked.
+types: .venv/installed
+	rm -rf build/typed
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/typed .
+	MYPYPATH=build/typed $(BIN)/mypy -p vitkit
+
+bench: .venv/installed
+	$(BIN)/python benchmarks/engines.py
+	$(BIN)/python benchmarks/overhead.py
+
+# torch first: timm and torchvision, resolved together with it, may pick a newer one with CUDA packages.
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt "setuptools>=77" wheel
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[export,dev]"
+	touch .venv/installed
+
+clean:
+	rm -rf .venv build dist demo *.egg-info

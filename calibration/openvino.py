@@ -1,0 +1,35 @@
+"""INT8 quantisation of an OpenVINO graph, by NNCF."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from vitkit.calibration.dataset import CalibrationSet
+from vitkit.calibration.policy import float_nodes
+from vitkit.runtimes.card import ImageSpec
+
+if TYPE_CHECKING:
+    import openvino
+
+METHOD = "NNCF post-training quantisation: transformer scheme, performance preset, fast bias correction"
+
+
+def quantize(
+    model: openvino.Model, calibration: CalibrationSet, image: ImageSpec, scopes: Sequence[str]
+) -> openvino.Model:
+    """Put FakeQuantize pairs where NNCF's transformer scheme wants them, except in the float scopes."""
+    import nncf
+
+    nncf.set_log_level(logging.ERROR)
+    keep = float_nodes([op.get_friendly_name() for op in model.get_ops()], scopes)
+    return nncf.quantize(
+        model,
+        nncf.Dataset(list(calibration.inputs(image))),
+        preset=nncf.QuantizationPreset.PERFORMANCE,
+        model_type=nncf.ModelType.TRANSFORMER,
+        subset_size=len(calibration.files),
+        # Not validated: the names include constants and shape operators, which NNCF does not list.
+        ignored_scope=nncf.IgnoredScope(names=keep, validate=False),
+    )

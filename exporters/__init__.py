@@ -1,0 +1,187 @@
+"""Turning a model into an artifact: `export` refuses, writes, verifies, and only then shows the folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib import import_module, metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vitkit.runtimes.card import Artifact, ModelCard, sha256, write_card
+from vitkit.runtimes.errors import BadRequest, ExportFailed, MissingBackend
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from vitkit.calibration.dataset import CalibrationSet
+    from vitkit.exporters.parity import Parity
+    from vitkit.exporters.source import Source
+
+CALIBRATION_FILE = "calibration.json"
+
+
+class Target(NamedTuple):
+    """A row of `TARGETS`: where the exporter lives, what it needs, what it makes, and why not the rest."""
+
+    module: str
+    quantiser: str
+    packages: tuple[str, ...]
+    precisions: tuple[str, ...]
+    refusals: dict[str, str]
+
+
+TARGETS = {
+    "onnx": Target(
+        "vitkit.exporters.onnx",
+        "vitkit.calibration.onnx",
+        ("torch", "onnx", "onnxscript", "onnxruntime"),
+        ("fp32", "fp16", "int8"),
+        {"bf16": "ONNX Runtime has no bf16 kernels for CPUs; use --target openvino, or --precision fp16"},
+    ),
+    "openvino": Target(
+        "vitkit.exporters.openvino",
+        "vitkit.calibration.openvino",
+        ("torch", "onnx", "onnxscript", "openvino", "nncf"),
+        ("fp32", "fp16", "bf16", "int8"),
+        {},
+    ),
+}
+INPUTS = {"uint8": {"layout": "NHWC", "dtype": "uint8"}, "float32": {"layout": "NCHW", "dtype": "float32"}}
+
+
+def check_request(
+    target: str, precision: str, *, input: str = "uint8", batch: int | None = 1, opset: int | None = None
+) -> None:
+    """Refuse what cannot work before any heavy import; raises BadRequest and MissingBackend."""
+    if target not in TARGETS:
+        raise BadRequest(f"there is no target {target!r}; the targets are {', '.join(TARGETS)}")
+    row = TARGETS[target]
+    if precision not in row.precisions:
+        reason = row.refusals.get(precision, f"{target} has {', '.join(row.precisions)}")
+        raise BadRequest(f"--precision {precision} is not possible for {target}: {reason}")
+    if input not in INPUTS:
+        raise BadRequest(f"--input is {input!r}; it must be {' or '.join(INPUTS)}")
+    if batch is not None and batch < 1:
+        raise BadRequest(f"--batch is {batch}; it must be at least 1")
+    for package in row.packages:
+        if find_spec(package) is None:
+            raise MissingBackend(package, "export")
+    from vitkit.exporters.onnx import OPSETS
+
+    if opset is not None and opset not in OPSETS:
+        raise BadRequest(f"--opset is {opset}; it must be {OPSETS.start} to {OPSETS.stop - 1}")
+
+
+def check_calibration(precision: str, given: bool) -> None:
+    """Refuse int8 without calibration images, and calibration images without int8; raises BadRequest."""
+    if (precision == "int8") != given:
+        what = "needs calibration images: add --calib DIR" if precision == "int8" else "takes no --calib"
+        raise BadRequest(f"--precision {precision} {what}")
+
+
+def export(
+    source: Source,
+    out: Path,
+    *,
+    target: str,
+    precision: str,
+    calibration: CalibrationSet | None = None,
+    input: str = "uint8",
+    batch: int | None = 1,
+    opset: int | None = None,
+    golden: Sequence[NDArray[np.uint8]] | None = None,
+    photos: Sequence[tuple[str, NDArray[np.uint8]]] = (),
+    step: Callable[[str], object] = lambda text: None,
+) -> tuple[Artifact, list[Parity]]:
+    """Make a verified artifact folder at `out`, whole or not at all.
+
+    `golden` are the photographs of `golden.npz` (generated ones by default). `photos` are named
+    photographs on which the engine is compared with the float model. `step` hears what begins.
+
+    Returns the artifact and what the checks found. Raises BadRequest, MissingBackend, and ExportFailed
+    where the engine does not do what the float model does.
+    """
+    check_request(target, precision, input=input, batch=batch, opset=opset)
+    check_calibration(precision, calibration is not None)
+    from vitkit.exporters import golden as goldens
+    from vitkit.exporters.onnx import DEFAULT_OPSET
+    from vitkit.runtimes.files import atomic_folder
+
+    image = replace(source.card.image, **INPUTS[input])  # type: ignore[arg-type]
+    examples = goldens.generated_photos(goldens.GOLDEN_COUNT) if golden is None else golden
+    with atomic_folder(out) as folder:
+        step(f"making the {precision} engine for {target}")
+        make = import_module(TARGETS[target].module).export
+        card: ModelCard = make(
+            source,
+            folder,
+            precision=precision,
+            calibration=calibration,
+            image=image,
+            batch=batch,
+            opset=opset or DEFAULT_OPSET,
+        )
+        if calibration is not None:
+            method = import_module(TARGETS[target].quantiser).METHOD
+            record = calibration.record(image, method, list(source.module.float_scopes))
+            (folder / CALIBRATION_FILE).write_text(record, encoding="utf-8")
+        reference = source.predict(goldens.golden_inputs(examples, source.card.image))
+        goldens.write_golden(folder, goldens.golden_inputs(examples, image), reference)
+        artifact = Artifact(
+            folder, _finish(card, source, folder, target, calibration, opset or DEFAULT_OPSET)
+        )
+        write_card(artifact.card, folder)
+        step("comparing it with the float model")
+        checks = verify(folder, source, photos)
+    return Artifact(out, artifact.card), checks
+
+
+def _finish(
+    card: ModelCard,
+    source: Source,
+    folder: Path,
+    target: str,
+    calibration: CalibrationSet | None,
+    opset: int,
+) -> ModelCard:
+    """The card with its file hashes and with what made it; no time or place, so that bytes repeat."""
+    packages = [*TARGETS[target].packages, "numpy"]
+    provenance: dict[str, Any] = {
+        **source.card.provenance,
+        "source_weights": source.card.files.get("model.safetensors"),
+        "opset": opset,
+        "versions": {"vitkit": _version("vitkit"), **{name: _version(name) for name in sorted(packages)}},
+    }
+    if calibration is not None:
+        provenance["calibration"] = {
+            "fingerprint": calibration.fingerprint,
+            "count": len(calibration.files),
+            "seed": calibration.seed,
+        }
+    files: dict[str, str | None] = {path.name: sha256(path) for path in sorted(folder.iterdir())}
+    return replace(card, files=files, provenance=provenance)
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def verify(path: Path, source: Source, photos: Sequence[tuple[str, NDArray[np.uint8]]] = ()) -> list[Parity]:
+    """Open an artifact and compare it with its source; raises ExportFailed naming what is broken."""
+    from vitkit.exporters.parity import check_golden, check_photos
+    from vitkit.runtimes.engine import open_engine
+
+    with open_engine(path) as engine:
+        checks = [check_golden(engine)]
+        if photos:
+            checks.append(check_photos(engine, source.predict, source.card.image, photos))
+    problems = [f"{check.name}: {problem}" for check in checks for problem in check.problems]
+    if problems:
+        raise ExportFailed(f"the engine does not do what the float model does ({'; '.join(problems)})")
+    return checks

@@ -1,0 +1,235 @@
+"""torch -> ONNX, and the `onnx` target."""
+
+from __future__ import annotations
+
+import ast
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitkit.calibration.dataset import CalibrationSet
+from vitkit.exporters.half import CAMERA_SCOPE, to_half
+from vitkit.exporters.source import Source
+from vitkit.runtimes.card import ImageSpec, ModelCard, TensorSpec
+from vitkit.runtimes.errors import ExportFailed
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+    from torch import Tensor, nn
+
+ENGINE_FILE = "model.onnx"
+# Torch's exporter speaks 18 and later natively; asked for less it may silently write 18. From 20 GELU is
+# one operator, which ONNX Runtime runs 1.17 times faster. 26 fails the checker.
+OPSETS = range(18, 26)
+DEFAULT_OPSET = 20
+# Folds the fixed first sampling points and their position embeddings, whatever the model's size.
+_FOLD_LIMIT = 1 << 26
+
+
+def export(
+    source: Source,
+    folder: Path,
+    *,
+    precision: str,
+    calibration: CalibrationSet | None = None,
+    image: ImageSpec,
+    batch: int | None = 1,
+    opset: int = DEFAULT_OPSET,
+) -> ModelCard:
+    """Write `model.onnx` into `folder` and return its card, without file hashes.
+
+    `batch` None leaves the batch dimension free. Raises ExportFailed.
+    """
+    import onnx
+
+    model = trace(source, image=image, batch=batch, opset=opset)
+    if precision == "fp16":
+        model = to_half(model, source.module.float_scopes)
+    path = folder / ENGINE_FILE
+    if precision == "int8":
+        from vitkit.calibration.onnx import quantize
+
+        assert calibration is not None
+        model = quantize(model, calibration, image, source.module.float_scopes)
+    _check(model, opset)
+    onnx.save(model, path)
+    return engine_card(source, image, batch, target="onnx", precision=precision, engine=ENGINE_FILE)
+
+
+def engine_card(
+    source: Source, image: ImageSpec, batch: int | None, *, target: str, precision: str, engine: str
+) -> ModelCard:
+    """The run's card turned into that of an engine with the given input."""
+    height, width = image.size
+    shape = (batch, height, width, 3) if image.layout == "NHWC" else (batch, 3, height, width)
+    outputs = tuple(replace(spec, shape=(batch, *spec.shape[1:])) for spec in source.card.outputs)
+    return replace(
+        source.card,
+        target=target,
+        precision=precision,
+        inputs=(TensorSpec("image", shape, image.dtype),),
+        outputs=outputs,
+        image=image,
+        engine=engine,
+    )
+
+
+def trace(source: Source, *, image: ImageSpec, batch: int | None, opset: int) -> ModelProto:
+    """The source as a float32 ONNX graph that takes `image`-shaped inputs.
+
+    BatchNorms are folded into their convolutions and all constants folded. Every node is named
+    `<module path>/<operator>`, which is what float policies match. Raises ExportFailed where the exporter
+    did not write what it was asked for.
+    """
+    import onnx_ir
+    import torch
+    from onnx_ir.passes import common
+    from onnxscript.optimizer import fold_constants
+    from onnxscript.rewriter import rewrite
+    from onnxscript.rewriter.rules.common import fuse_batchnorm_into_conv_rule
+
+    example, dynamic = _example(image, batch)
+    module = _camera_module(source, image)
+    with _quiet():
+        program = torch.onnx.export(
+            module,
+            (example,),
+            dynamo=True,
+            # The exporter's own optimiser miscompiles Reshape-MatMul-Reshape with equal leading sizes.
+            optimize=False,
+            opset_version=opset,
+            input_names=["image"],
+            output_names=list(source.module.output_names),
+            dynamic_shapes=dynamic,
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model
+    with _quiet():
+        for _ in range(2):
+            fold_constants(model, input_size_limit=_FOLD_LIMIT, output_size_limit=_FOLD_LIMIT)
+        model = rewrite(model, pattern_rewrite_rules=[fuse_batchnorm_into_conv_rule])
+        for tidy in (
+            common.IdentityEliminationPass(),
+            common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+            # Folding transposed a weight shared by several iterations once for each of them.
+            common.DeduplicateInitializersPass(size_limit=_FOLD_LIMIT),
+            common.RemoveUnusedNodesPass(),
+            common.RemoveUnusedOpsetsPass(),
+        ):
+            tidy(model)
+    _name_by_scope(model)
+    common.ClearMetadataAndDocStringPass()(model)
+    if model.opset_imports.get("") != opset:
+        raise ExportFailed(
+            f"asked for opset {opset}, the exporter wrote {model.opset_imports.get('')}; "
+            f"use --opset {DEFAULT_OPSET}"
+        )
+    if isinstance(model.graph.inputs[0].shape[0], int) != (batch is not None):
+        raise ExportFailed(
+            f"{source.card.name} fixes its batch size in its code; export without --dynamic-batch"
+        )
+    model.producer_name, model.producer_version = "vitkit", None
+    model.graph.name = source.card.name
+    proto: ModelProto = onnx_ir.to_proto(model)
+    return proto
+
+
+def _example(image: ImageSpec, batch: int | None) -> tuple[Tensor, Any]:
+    import torch
+
+    height, width = image.size
+    shape = (height, width, 3) if image.layout == "NHWC" else (3, height, width)
+    # A free batch is traced at 2: torch takes a dimension of 1 for a constant.
+    example = torch.zeros((batch or 2, *shape), dtype=getattr(torch, image.dtype))
+    return example, None if batch else ({0: torch.export.Dim("batch")},)
+
+
+def _camera_module(source: Source, image: ImageSpec) -> nn.Module:
+    """The source as a module from camera pixels, or from normalised NCHW, to named outputs."""
+    import torch
+
+    class Camera(torch.nn.Module):
+        mean: Tensor
+        scale: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model: Any = source.module
+            # One value per pixel and channel of a row: engines vectorise that, but not a period of 3.
+            self.register_buffer("mean", 255 * torch.tensor(image.mean).repeat(image.size[1]))
+            self.register_buffer("scale", 1 / (255 * torch.tensor(image.std)).repeat(image.size[1]))
+
+        def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+            if image.dtype == "uint8":
+                rows = pixels.reshape(-1, image.size[0], image.size[1] * 3).float()
+                pixels = ((rows - self.mean) * self.scale).reshape(pixels.shape).permute(0, 3, 1, 2)
+            outputs: tuple[Tensor, ...] = self.model.deploy(pixels)
+            return outputs
+
+    return Camera().eval()
+
+
+def _name_by_scope(model: Any) -> None:
+    """Name nodes and their values `<module path>/<operator>`, numbered where that repeats."""
+    keep = {id(value) for value in (*model.graph.inputs, *model.graph.outputs)}
+    seen: Counter[str] = Counter()
+    for node in model.graph:
+        stem = f"{_scope(node)}/{node.op_type}"
+        seen[stem] += 1
+        node.name = stem if seen[stem] == 1 else f"{stem}_{seen[stem]}"
+        for i, value in enumerate(node.outputs):
+            if id(value) not in keep:
+                value.name = node.name if i == 0 else f"{node.name}:{i}"
+    for value in list(model.graph.initializers.values()):
+        user, position = value.uses()[0]
+        from_torch = value.name.startswith("model.")
+        value.name = value.name.removeprefix("model.") if from_torch else f"{user.name}:in{position}"
+
+
+def _scope(node: Any) -> str:
+    """The module path that a node came from, without the camera module's own prefix.
+
+    A node that the vendors' rewriting left without one belongs where its first input comes from.
+    """
+    text = node.metadata_props.get("pkg.torch.onnx.name_scopes")
+    if text is None:
+        producer = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
+        return _scope(producer) if producer is not None else CAMERA_SCOPE
+    # Written by the exporter as a Python list of paths from the outermost module inwards, with the
+    # operator last.
+    path = str(ast.literal_eval(text)[-2])
+    return path.removeprefix("model").removeprefix(".") or CAMERA_SCOPE
+
+
+def _check(model: ModelProto, opset: int) -> None:
+    import onnx
+
+    versions = {item.domain: item.version for item in model.opset_import}
+    if versions.get("") != opset:
+        raise ExportFailed(f"asked for opset {opset}, the graph declares {versions.get('')}")
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportFailed(f"the graph of {model.graph.name} does not pass ONNX's checker: {error}") from None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what the vendors print on a graph that is checked here anyway."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "root")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

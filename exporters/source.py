@@ -1,0 +1,63 @@
+"""What an exporter starts from: a float torch model and its card."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitkit.runtimes.card import ModelCard
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Deployable(Protocol):
+    """A torch module that says what its engine returns and what of it must stay float.
+
+    In `float_scopes`, `a.b` is the code of module a.b itself, `a.b.*` that of the modules below it.
+    """
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of what `deploy` returns, in order."""
+        ...
+
+    @property
+    def float_scopes(self) -> tuple[str, ...]:
+        """What stays float, as glob patterns over module paths."""
+        ...
+
+    def deploy(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Normalised (B, 3, H, W) images -> the tensors that the engine returns."""
+        ...
+
+
+class Predict(Protocol):
+    """A network as a function: prepared inputs (N, ...) -> outputs by name."""
+
+    def __call__(self, inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """Run the network on any number of inputs."""
+        ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """A float model in eval mode, and the card of its run (normalised NCHW float32 input)."""
+
+    module: Deployable
+    card: ModelCard
+
+    def predict(self, inputs: NDArray[np.float32], batch: int = 16) -> dict[str, NDArray[Any]]:
+        """The float reference: normalised (N, 3, H, W) -> outputs by name, in torch float32."""
+        import torch
+
+        parts = []
+        with torch.inference_mode():
+            for start in range(0, len(inputs), batch):
+                images = torch.from_numpy(np.ascontiguousarray(inputs[start : start + batch]))
+                parts.append([tensor.numpy() for tensor in self.module.deploy(images)])
+        columns = zip(*parts, strict=True)
+        return {n: np.concatenate(c) for n, c in zip(self.module.output_names, columns, strict=True)}

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def real_photos() -> Path:
+    """300 real photographs in ImageNet's layout, where the machine has them."""
+    folder = SHARED / "imagenet-sample"
+    if not folder.is_dir():
+        pytest.skip(f"real photographs are not at {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photo_folder(tmp_path_factory) -> Path:
+    """24 generated photographs of several sizes and formats, some in subfolders."""
+    from PIL import Image
+
+    from vitkit.exporters.golden import generated_photos
+
+    folder = tmp_path_factory.mktemp("photos")
+    (folder / "more").mkdir()
+    sizes = [(48, 64), (64, 48), (100, 80)]
+    for i in range(24):
+        photo = generated_photos(1, seed=100 + i, size=sizes[i % 3])[0]
+        name = f"more/{i:02}.png" if i % 4 == 0 else f"{i:02}.jpg"
+        Image.fromarray(photo).save(folder / name, quality=95)
+    return folder
+
+
+def lively(model):
+    """Give an untrained model what training would: BatchNorm statistics and offsets of several pixels."""
+    import torch
+
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if name.endswith("running_mean"):
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.1)
+            elif name.endswith("running_var"):
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+            elif "offset_layers" in name:
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.1)
+            elif name == "head.weight":
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.3)
+            elif "weight" in name and tensor.ndim == 2:
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) * tensor.shape[1] ** -0.5)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory) -> Path:
+    """A run of the nano model whose sampling points move, as after training."""
+    from vitkit.models import run_card
+    from vitkit.runs import save_run, untrained_run
+
+    run = untrained_run("ps_vit_nano", {})
+    model = lively(run.model)
+    card = run_card("ps_vit_nano", model.config, labels=tuple(f"class {i}" for i in range(10)))
+    config = {"model": "ps_vit_nano", "options": dataclasses.asdict(model.config)}
+    return save_run(tmp_path_factory.mktemp("runs") / "nano", model, card, config)
+
+
+@pytest.fixture(scope="session")
+def source(run_folder):
+    from vitkit.exporters.source import Source
+    from vitkit.runs import load_run
+
+    run = load_run(run_folder)
+    return Source(run.model, run.card)
+
+
+@pytest.fixture(scope="session")
+def calibration(photo_folder):
+    from vitkit.calibration.dataset import calibration_set
+
+    return calibration_set(photo_folder, 24)
+
+
+@pytest.fixture(scope="session")
+def artifact_of(source, calibration, photo_folder, tmp_path_factory):
+    """Artifacts of the nano run by (target, precision), made once."""
+    from vitkit import exporters
+
+    made: dict[tuple[str, str], Path] = {}
+    folder = tmp_path_factory.mktemp("artifacts")
+
+    def get(target: str, precision: str) -> Path:
+        if (target, precision) not in made:
+            if precision == "bf16":
+                skip_without_bf16()
+            exporters.export(
+                source,
+                folder / f"{target}-{precision}",
+                target=target,
+                precision=precision,
+                calibration=calibration if precision == "int8" else None,
+            )
+            made[target, precision] = folder / f"{target}-{precision}"
+        return made[target, precision]
+
+    return get
+
+
+def skip_without_bf16() -> None:
+    from vitkit.runtimes.openvino import capabilities
+
+    if "BF16" not in capabilities("CPU"):
+        pytest.skip("this CPU has no bf16 instructions")
+
+
+@pytest.fixture
+def photo() -> np.ndarray:
+    from vitkit.exporters.golden import generated_photos
+
+    return generated_photos(1, seed=7, size=(90, 120))[0]

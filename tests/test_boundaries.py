@@ -1,0 +1,104 @@
+"""The map of docs/design.md, held: who imports whom, and what is in the wheel."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = {"runtimes": 0, "calibration": 1, "exporters": 2, "toolkit": 3}
+TORCH_FREE = ("runtimes", "calibration")
+VENDORS = {"onnxruntime", "openvino", "nncf", "onnx", "onnx_ir", "onnxscript", "ai_edge_litert", "tensorrt"}
+VENDOR_FILES = {
+    "onnxruntime": {"runtimes/onnx.py", "calibration/onnx.py"},
+    "openvino": {"runtimes/openvino.py", "calibration/openvino.py", "exporters/openvino.py"},
+    "nncf": {"calibration/openvino.py"},
+    "onnx": {"calibration/onnx.py", "exporters/onnx.py", "exporters/half.py", "exporters/graph.py"},
+    "onnx_ir": {"exporters/onnx.py", "exporters/half.py"},
+    "onnxscript": {"exporters/onnx.py"},
+}
+
+
+def sources():
+    return [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
+
+
+def imports(path: Path):
+    """(module, inside a function or a type-checking block?) of every import in a file."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    top = {id(node) for node in tree.body}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, id(node) in top) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module or "", id(node) in top
+
+
+def room_of(module: str) -> str | None:
+    parts = module.split(".")
+    if parts[0] != "vitkit":
+        return None
+    return parts[1] if len(parts) > 1 and parts[1] in ROOMS else "toolkit"
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_one_way(path):
+    room = path.relative_to(ROOT).parts[0]
+    for module, _ in imports(path):
+        target = room_of(module)
+        if target is not None:
+            assert ROOMS[target] <= ROOMS[room], f"{path} imports {module}"
+        assert module.split(".")[0] not in ROOMS, f"{path} imports {module} without 'vitkit.'"
+        name = module.split(".")[0]
+        if name in VENDORS:
+            assert str(path.relative_to(ROOT)) in VENDOR_FILES.get(name, set()), f"{path} imports {module}"
+        if name == "torch" and room in TORCH_FREE:
+            raise AssertionError(f"{path} imports torch")
+
+
+def loaded_after(statement: str) -> set[str]:
+    code = f"import sys\n{statement}\nprint(' '.join(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return {name.split(".")[0] for name in run.stdout.split()}
+
+
+@pytest.mark.parametrize("statement", ["import vitkit", "import vitkit.runtimes", "import vitkit.bench"])
+def test_runtime_import_is_light(statement):
+    heavy = VENDORS | {"torch", "timm", "typer", "rich", "PIL", "safetensors", "matplotlib"}
+    assert not loaded_after(statement) & heavy
+
+
+def test_help_loads_no_vendor():
+    code = "import sys\nfrom vitkit.cli import app\nprint(' '.join(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {name.split(".")[0] for name in run.stdout.split()} & (VENDORS | {"torch", "timm", "numpy"} - {"numpy"})
+
+
+def test_the_wheel_holds_every_module_and_is_small(tmp_path):
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*command, "--wheel-dir", str(tmp_path), str(ROOT)], check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.stat().st_size < 300_000
+    inside = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("vitkit/")}
+    expected = set()
+    for path in sources():
+        room, *rest = path.relative_to(ROOT).parts
+        expected.add("/".join(["vitkit", *([] if room == "toolkit" else [room]), *rest]))
+    assert inside == expected | {"vitkit/py.typed"}
+
+
+def test_constraints_pin_every_direct_dependency():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *(item for items in extras.values() for item in items)]
+    names = {item.split(">")[0].split("[")[0].lower().replace("_", "-") for item in wanted} - {"vitkit"}
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = {line.split("==")[0].lower().replace("_", "-") for line in lines if "==" in line}
+    assert names - pinned == {"tensorrt"}, "tensorrt has no pin: nothing here installs it yet"

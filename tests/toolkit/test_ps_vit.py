@@ -1,0 +1,214 @@
+"""PS-ViT against the published counts, and against a second implementation written from the equations."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import lively
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from vitkit.models import MODELS, build, configure, count_macs, count_parameters
+from vitkit.models.ps_vit import Sample, regular_grid
+from vitkit.runtimes.errors import BadRequest
+
+PARAMETERS = {"ti_14": 4_777_902, "ti_14_share": 3_666_798, "b": 21_344_302, "b_share": 16_910_254}
+# Multiply-adds in billions, counted by the reference over convolutions, linear layers and products.
+GIGA_MACS = {"ti_14": 1.565, "b_10": 3.091, "b_12": 4.115, "b_14": 5.380, "b_16": 6.911, "b_18": 8.741}
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "ps_vit_nano"])
+def test_counts_match_the_published_ones(name):
+    with torch.device("meta"):
+        model = build(name)
+    short = name.removeprefix("ps_vit_")
+    family = short if short.startswith("ti") else ("b_share" if short.endswith("share") else "b")
+    assert count_parameters(model) == PARAMETERS[family]
+    expected = GIGA_MACS[short.removesuffix("_share")] * 1e9
+    assert abs(count_macs(model) / expected - 1) < 0.01
+
+
+def reference_forward(state, images, config):
+    """PS-ViT as plain functions over arrays, from equations 3.1 to 3.7; loops instead of matrices."""
+
+    def norm(x, key):
+        return F.layer_norm(x, x.shape[-1:], state[f"{key}.weight"], state[f"{key}.bias"], eps=1e-5)
+
+    def batch_norm(x, key):
+        mean, var = state[f"{key}.running_mean"], state[f"{key}.running_var"]
+        weight, bias = state[f"{key}.weight"], state[f"{key}.bias"]
+        shape = (1, -1, 1, 1)
+        scaled = (x - mean.view(shape)) / torch.sqrt(var.view(shape) + 1e-5)
+        return scaled * weight.view(shape) + bias.view(shape)
+
+    def block(x, key):
+        y = F.relu(batch_norm(F.conv2d(x, state[f"{key}.conv1.weight"]), f"{key}.bn1"))
+        y = F.relu(batch_norm(F.conv2d(y, state[f"{key}.conv2.weight"], padding=1), f"{key}.bn2"))
+        y = batch_norm(F.conv2d(y, state[f"{key}.conv3.weight"]), f"{key}.bn3")
+        if f"{key}.downsample.0.weight" in state:
+            x = batch_norm(F.conv2d(x, state[f"{key}.downsample.0.weight"]), f"{key}.downsample.1")
+        return F.relu(x + y)
+
+    def encoder(tokens, key):
+        size = config.dim // config.heads
+        scale = (config.dim if config.qk_scale == "dim" else size) ** -0.5
+        q, k, v = (norm(tokens, f"{key}.norm1") @ state[f"{key}.attn.qkv.weight"].T).split(config.dim, dim=1)
+        heads = []
+        for h in range(config.heads):
+            part = slice(h * size, (h + 1) * size)
+            weights = torch.softmax(q[:, part] @ k[:, part].T * scale, dim=1)
+            heads.append(weights @ v[:, part])
+        joined = torch.cat(heads, dim=1)
+        tokens = tokens + joined @ state[f"{key}.attn.proj.weight"].T + state[f"{key}.attn.proj.bias"]
+        hidden = norm(tokens, f"{key}.norm2") @ state[f"{key}.mlp.0.weight"].T + state[f"{key}.mlp.0.bias"]
+        hidden = 0.5 * hidden * (1 + torch.erf(hidden / math.sqrt(2)))
+        return tokens + hidden @ state[f"{key}.mlp.3.weight"].T + state[f"{key}.mlp.3.bias"]
+
+    results, traces = [], []
+    for image in images:
+        x = F.conv2d(image[None], state["stem.0.weight"], stride=2, padding=3)
+        x = F.max_pool2d(F.relu(batch_norm(x, "stem.1")), 3, stride=2, padding=1)
+        features = block(block(x, "stem.4"), "stem.5")[0]
+        height, width = features.shape[1:]
+        # Column-major, as the authors list their points: the logits must not depend on the order.
+        points = torch.tensor(
+            [[(i + 0.5) * height / config.n, (j + 0.5) * width / config.n] for j in range(config.n) for i in range(config.n)]
+        )
+        tokens, trace = torch.zeros(config.n**2, config.dim), []
+        for t in range(config.iterations):
+            trace.append(points)
+            sampled = torch.stack([bilinear(features, float(y), float(x)) for y, x in points])
+            where = points / torch.tensor([height, width])
+            position = where @ state["sampler.pos_layer.weight"].T + state["sampler.pos_layer.bias"]
+            layer = 0 if config.share else t
+            tokens = encoder(sampled + position + tokens, f"sampler.layers.{layer}")
+            if t < config.iterations - 1:
+                key = f"sampler.offset_layers.{t}"
+                points = points + tokens @ state[f"{key}.weight"].T + state[f"{key}.bias"]
+        tokens = torch.cat([state["cls_token"][0], tokens])
+        for i in range(config.encoder_layers):
+            tokens = encoder(tokens, f"encoder.{i}")
+        results.append(norm(tokens, "norm")[0] @ state["head.weight"].T + state["head.bias"])
+        traces.append(torch.stack(trace))
+    return torch.stack(results), torch.stack(traces)
+
+
+def bilinear(features, y, x):
+    """One sample of a (C, H, W) map at pixel coordinates; pixels outside are zero."""
+    total = torch.zeros(features.shape[0])
+    for row in (math.floor(y), math.floor(y) + 1):
+        for column in (math.floor(x), math.floor(x) + 1):
+            if 0 <= row < features.shape[1] and 0 <= column < features.shape[2]:
+                total += features[:, row, column] * (1 - abs(y - row)) * (1 - abs(x - column))
+    return total
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"share": False, "qk_scale": "dim"},
+        {"image_size": 50, "n": 5},
+        {"image_size": 96, "n": 3, "iterations": 1, "num_classes": 3},
+        {"n": 6, "iterations": 2, "encoder_layers": 0},
+    ],
+)
+def test_forward_equals_the_equations(options):
+    model = lively(build("ps_vit_nano", **options))
+    side = model.config.image_size
+    images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits, points = model.deploy(images)
+        expected, trace = reference_forward(model.state_dict(), images, model.config)
+    assert torch.allclose(logits, expected, atol=2e-4, rtol=1e-4)
+    n = model.config.n
+    rows = torch.arange(n * n).reshape(n, n).T.flatten()
+    assert torch.allclose(points, 4 * trace[:, :, rows], atol=2e-3)
+    if model.config.iterations > 1:
+        assert (points[:, -1] - points[:, 0]).abs().mean() > 1, "the points must move for this to test sampling"
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    height=st.integers(2, 9),
+    width=st.integers(2, 9),
+    spread=st.floats(0, 20),
+    seed=st.integers(0, 1000),
+)
+def test_both_forms_of_sampling_equal_the_definition(height, width, spread, seed):
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(2, 3, height, width, generator=generator)
+    grid = regular_grid(3, height, width)
+    shift = torch.randn(2, 9, 2, generator=generator) * spread
+    expected = torch.cat(
+        [
+            torch.stack([bilinear(features[b], float(y), float(x)) for y, x in grid + shift[b]])
+            for b in range(2)
+        ]
+    )
+    assert torch.allclose(Sample()(features, grid, shift), expected, atol=1e-4)
+    assert torch.allclose(Sample._gather(features, grid, shift), expected, atol=1e-4)
+
+
+def test_offsets_learn_only_through_the_next_sampling():
+    model = lively(build("ps_vit_nano", iterations=3))
+    features = torch.randn(1, model.config.dim, 16, 16)
+    sampled_shifts = []
+    original = model.sampler.sample.forward
+
+    def watch(features, grid, shift):
+        if shift.requires_grad:
+            shift.retain_grad()
+            sampled_shifts.append(shift)
+        return original(features, grid, shift)
+
+    model.sampler.sample.forward = watch
+    tokens, points = model.sampler(features)
+    assert not points.requires_grad
+    tokens.sum().backward()
+    # The shift of the last sampling is a sum with the earlier, detached one: only its own offset layer learns
+    # through it, and the first offset layer through the first sampling alone.
+    moved = sampled_shifts
+    assert len(moved) == 2
+    last_bias = model.sampler.offset_layers[1].bias.grad
+    assert torch.allclose(last_bias, moved[1].grad.sum((0, 1)), rtol=1e-4, atol=1e-5)
+    first_bias = model.sampler.offset_layers[0].bias.grad
+    assert torch.allclose(first_bias, moved[0].grad.sum((0, 1)), rtol=1e-4, atol=1e-5)
+
+
+def test_options_come_as_text_and_bad_ones_are_named():
+    config = configure("ps_vit_ti_14", {"n": "12", "share": "true", "qk_scale": "dim", "dropout": "0.1"})
+    assert (config.n, config.share, config.qk_scale, config.dropout) == (12, True, "dim", 0.1)
+    for options, word in [
+        ({"nn": "1"}, "nn"),
+        ({"n": "many"}, "n='many'"),
+        ({"n": "0"}, "n is 0"),
+        ({"qk_scale": "tim"}, "tim"),
+        ({"share": "yes"}, "share"),
+        ({"heads": "5"}, "heads 5"),
+        ({"drop_path": "1.5"}, "drop_path"),
+    ]:
+        with pytest.raises(BadRequest, match=word):
+            configure("ps_vit_ti_14", options)
+    with pytest.raises(BadRequest, match="ps_vit_ti_14_share"):
+        configure("resnet", {})
+
+
+def test_drop_path_acts_on_whole_images_in_training_only():
+    model = build("ps_vit_nano", drop_path=0.5, encoder_layers=3)
+    images = torch.randn(4, 3, 64, 64)
+    model.eval()
+    assert torch.equal(model(images), model(images))
+    model.train()
+    torch.manual_seed(0)
+    assert not torch.equal(model(images), model(images))
+
+
+def test_config_is_plain_data():
+    assert dataclasses.asdict(build("ps_vit_nano").config)["share"] is True
+    assert np.isfinite(build("ps_vit_nano").head.weight.detach().numpy()).all()

@@ -1,0 +1,42 @@
+"""The `vitkit` command: one file per group of commands, heavy imports inside the commands."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from vitkit.runtimes.errors import ExportFailed, VitkitError
+
+app = typer.Typer(
+    name="vitkit",
+    help="Efficient vision models, from a training run to a verified, measured engine on an edge device.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+from vitkit.cli import check, make, use  # noqa: E402, F401
+
+
+def main() -> None:
+    """Run the command line: exit code 0, 2 for what the user can mend, 1 for a bug or a broken engine."""
+    try:
+        app()
+    except ExportFailed as error:
+        _complain(error)
+        sys.exit(1)
+    except VitkitError as error:
+        _complain(error)
+        sys.exit(2)
+    except BrokenPipeError:
+        # The reader, such as `head`, has gone; Python would complain again while flushing at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def _complain(error: VitkitError) -> None:
+    typer.secho(f"vitkit: {error}", fg=typer.colors.RED, err=True)

@@ -1,0 +1,203 @@
+"""Commands that check and measure: verify, evaluate, bench, inspect, doctor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from vitkit.cli import app
+from vitkit.cli.make import JsonFlag, print_checks
+from vitkit.cli.show import print_json, print_table, progress_bar, say
+
+ArtifactArgument = Annotated[Path, typer.Argument(help="Artifact folder, as vitkit export writes it.")]
+Threads = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("--threads", help="CPU threads of one run (the vendor's choice)."),
+]
+
+
+@app.command()
+def verify(
+    artifact: ArtifactArgument,
+    against: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--against", help="The run (or a float artifact) that the engine must agree with."),
+    ] = None,
+    images: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--images", help="Photographs to compare on; needs --against."),
+    ] = None,
+    count: Annotated[int, typer.Option(help="How many of them, spread over the folder.")] = 256,
+    json: JsonFlag = False,
+) -> None:
+    """Check an engine: its golden pairs, and real images against the float model.
+
+    Tensor error, worst cosine and top-1 agreement are held against limits per precision. A flip between
+    two classes that the float model itself puts within one point of probability counts as a tie. Exit
+    code 1 when the engine is broken.
+    """
+    from vitkit.evaluate import open_network
+    from vitkit.exporters.golden import generated_photos
+    from vitkit.exporters.parity import check_golden, check_photos
+    from vitkit.runtimes.engine import open_engine
+    from vitkit.runtimes.errors import BadRequest
+    from vitkit.runtimes.image import sample_photos
+
+    if images and not against:
+        raise BadRequest("--images needs the float model to compare with: add --against RUN")
+    with open_engine(artifact) as engine:
+        checks = [check_golden(engine)]
+        if against:
+            reference = open_network(against)
+            photos = (
+                sample_photos(images, count)
+                if images
+                else [(f"generated {i}", photo) for i, photo in enumerate(generated_photos(16, seed=1))]
+            )
+            checks.append(check_photos(engine, reference.predict, reference.card.image, photos))
+            reference.close()
+    broken = any(check.problems for check in checks)
+    if json:
+        body = {"ok": not broken, "artifact": str(artifact), "settings": engine.session.settings}
+        print_json({**body, "checks": [check.summary() for check in checks]})
+    else:
+        print_checks(checks)
+    if broken:
+        say(f"{artifact} does not do what the float model does")
+        raise typer.Exit(1)
+
+
+@app.command()
+def evaluate(
+    network: Annotated[Path, typer.Argument(help="Run folder (torch) or artifact folder (its engine).")],
+    data: Annotated[Path, typer.Option("--data", help="Labelled folder: DIR/CLASS/**/image.")],
+    threads: Threads = None,
+    json: JsonFlag = False,
+) -> None:
+    """Measure accuracy on a labelled folder, on the engine itself.
+
+    Folders are matched with the card's label ids (such as ImageNet's n01440764), its labels, or plain
+    class numbers.
+    """
+    from vitkit.evaluate import evaluate, open_network
+
+    opened = open_network(network, threads)
+    with progress_bar("classifying") as progress:
+        accuracy = evaluate(opened, data, progress)
+    opened.close()
+    body = {
+        "network": str(network),
+        "target": opened.card.target,
+        "precision": opened.card.precision,
+        "images": accuracy.images,
+        "top1": accuracy.top1,
+        "top5": accuracy.top5,
+    }
+    if json:
+        print_json(body)
+    else:
+        kind = f"{opened.card.name}, {opened.card.target} {opened.card.precision}"
+        typer.echo(
+            f"{kind}: top-1 {accuracy.top1:.2f} %, top-5 {accuracy.top5:.2f} % of {accuracy.images} images"
+        )
+
+
+@app.command()
+def bench(
+    artifacts: Annotated[list[Path], typer.Argument(help="Artifact folders; several are interleaved.")],
+    device: Annotated[
+        str, typer.Option("--device", help="Where to run: cpu, or what the vendor has here.")
+    ] = "cpu",
+    threads: Threads = None,
+    duration: Annotated[float, typer.Option(help="Seconds recorded for each artifact and scope.")] = 10.0,
+    batch: Annotated[int, typer.Option(help="Images a query, for engines with a free batch size.")] = 1,
+    images: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--images", help="Photographs to draw inputs from (generated ones)."),
+    ] = None,
+    pool_size: Annotated[int, typer.Option(help="How many different images to draw from.")] = 32,
+    seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
+    scope: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            help="engine: feeds in, outputs out. image: frame in, decoded result out. Both by default."
+        ),
+    ] = None,
+    json: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--json", help="Save the reports with all raw times to this file."),
+    ] = None,
+) -> None:
+    """Measure latency and images per second, single stream, after warm-up; nothing is clipped.
+
+    Several artifacts are measured in turns in one process and compared as ratios to the first. A
+    percentile that the number of samples cannot support is not printed.
+    """
+    from rich.console import Console
+
+    from vitkit import bench as benchmark
+
+    with progress_bar("measuring") as progress:
+        reports = benchmark.bench(
+            artifacts,
+            device=device,
+            threads=threads,
+            batch=batch,
+            duration=duration,
+            images=images,
+            pool_size=pool_size,
+            seed=seed,
+            scopes=scope or ("engine", "image"),
+            progress=lambda text, fraction: progress(round(100 * fraction), 100),
+        )
+    Console().print(benchmark.table(reports))
+    for note in benchmark.notes(reports):
+        typer.echo(note)
+    if json:
+        benchmark.save(reports, json)
+        say(f"raw times: {json}")
+
+
+@app.command()
+def inspect(artifact: ArtifactArgument, json: JsonFlag = False) -> None:
+    """Show an artifact: card, file sizes, operators by precision."""
+    from vitkit.inspection import inspect
+
+    body = inspect(artifact)
+    if json:
+        print_json(body)
+        return
+    shown = {key: value for key, value in body.items() if key not in ("files", "operators", "provenance")}
+    print_table(
+        ("field", "value"), [(key, _text(value)) for key, value in shown.items()], title=str(artifact)
+    )
+    provenance = body["provenance"].items()
+    print_table(("made from", ""), [(key, _text(value)) for key, value in provenance])
+    print_table(("file", "bytes"), list(body["files"].items()))
+    rows = [
+        (precision, sum(counts.values()), ", ".join(f"{name} {n}" for name, n in counts.items()))
+        for precision, counts in body["operators"].items()
+    ]
+    print_table(("precision", "operators", "which"), rows)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_text(item)}" for key, item in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+@app.command()
+def doctor(json: JsonFlag = False) -> None:
+    """Say which targets work here, with which versions and CPU features, and what mends the rest."""
+    from rich.console import Console
+
+    from vitkit import doctor as diagnosis
+
+    checks = diagnosis.diagnose()
+    if json:
+        print_json(diagnosis.to_json(checks))
+    else:
+        Console().print(diagnosis.table(checks))

@@ -1,0 +1,149 @@
+"""Commands that use networks and data: predict, train, recipes, data, demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from vitkit.cli import app
+from vitkit.cli.make import JsonFlag
+from vitkit.cli.show import key_values, print_json, progress_bar, say
+
+data = typer.Typer(help="Make and check data sets.", no_args_is_help=True)
+app.add_typer(data, name="data")
+
+
+@app.command()
+def predict(
+    artifact: Annotated[Path, typer.Argument(help="Artifact folder, as vitkit export writes it.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--out", "-o", help="Folder for the pictures with results drawn on them."),
+    ] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Classify images with an engine, and draw the results.
+
+    For PS-ViT an arrow goes from each sampling point's first position to its last.
+    """
+    from vitkit.draw import draw_classification
+    from vitkit.runtimes.engine import open_engine
+    from vitkit.runtimes.errors import BadRequest
+    from vitkit.runtimes.image import read_image
+
+    photos = [read_image(path) for path in images]
+    if out is not None and out.exists() and not out.is_dir():
+        raise BadRequest(f"the output {out} is a file; name a folder")
+    with open_engine(artifact) as engine:
+        results = engine(photos)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        names = _file_names(images)
+        for name, photo, result in zip(names, photos, results, strict=True):
+            draw_classification(photo, result).save(out / name)
+        say(f"{len(names)} pictures in {out}")
+    if json:
+        rows = [
+            {"image": str(p), "top": [t.__dict__ for t in r.top]}
+            for p, r in zip(images, results, strict=True)
+        ]
+        print_json(rows)
+        return
+    for path, result in zip(images, results, strict=True):
+        shown = ", ".join(f"{label.name} {label.probability:.1%}" for label in result.top[:3])
+        typer.echo(f"{path}: {shown}")
+
+
+def _file_names(images: list[Path]) -> list[str]:
+    """A PNG name for each image, numbered where two images share theirs."""
+    seen: dict[str, int] = {}
+    names = []
+    for path in images:
+        seen[path.stem] = seen.get(path.stem, 0) + 1
+        names.append(f"{path.stem}.png" if seen[path.stem] == 1 else f"{path.stem}-{seen[path.stem]}.png")
+    return names
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="Recipe to train by (see: vitkit recipes).")],
+    data: Annotated[Path, typer.Option("--data", help="Folder with train/CLASS/... and val/CLASS/...")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Run folder to write.")],
+    epochs: Annotated[Optional[int], typer.Option(help="Epochs instead of the recipe's.")] = None,  # noqa: UP045
+    set: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--set", help="Change a value of the recipe, as key=value; may repeat."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in OUT.")] = False,
+) -> None:
+    """Train a model by a recipe; every epoch leaves a checkpoint from which --resume goes on."""
+    from vitkit.train import override, recipe_named
+    from vitkit.train import train as run_training
+
+    changes = key_values(set or [], "--set")
+    if epochs is not None:
+        changes["epochs"] = str(epochs)
+    run_training(override(recipe_named(recipe), changes), data, out, resume=resume)
+
+
+@app.command()
+def recipes(
+    name: Annotated[Optional[str], typer.Argument(help="Show this recipe's values.")] = None,  # noqa: UP045
+    json: JsonFlag = False,
+) -> None:
+    """List the training recipes, or the values of one."""
+    from dataclasses import asdict
+
+    from vitkit.train import RECIPES, recipe_named
+
+    if name is not None:
+        values = asdict(recipe_named(name))
+        if json:
+            print_json(values)
+        else:
+            typer.echo("\n".join(f"{key} = {value}" for key, value in values.items()))
+        return
+    lines = {key: (recipe.__doc__ or "").split("\n")[0] for key, recipe in RECIPES.items()}
+    if json:
+        print_json(lines)
+    else:
+        typer.echo("\n".join(f"{key}: {text}" for key, text in lines.items()))
+
+
+@data.command()
+def shapes(
+    out: Annotated[Path, typer.Argument(help="Folder to write: train/CLASS/... and val/CLASS/...")],
+    train: Annotated[int, typer.Option(help="Training images.")] = 4000,
+    val: Annotated[int, typer.Option(help="Validation images.")] = 1000,
+    size: Annotated[int, typer.Option(help="Side of the square images, in pixels.")] = 64,
+    seed: Annotated[int, typer.Option(help="Seed; the same seed gives the same bytes.")] = 0,
+) -> None:
+    """Generate a classification set: shapes on textured backgrounds with clutter."""
+    from vitkit.data.shapes import write_shapes
+
+    with progress_bar("drawing") as progress:
+        write_shapes(out, train=train, val=val, size=size, seed=seed, progress=progress)
+    say(f"{out}: {train} training and {val} validation images")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Argument(help="Folder for data, run, engines, report and pictures.")] = Path(
+        "demo"
+    ),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A small fraction of the data and training: shows the way only.")
+    ] = False,
+) -> None:
+    """Walk the whole way on generated data: train, export, calibrate, verify, evaluate, measure, draw.
+
+    Leaves report.md with a table and pictures. About five minutes on two CPU cores. A finished training in
+    OUT is used again.
+    """
+    from vitkit.demo import run_demo
+
+    report = run_demo(out, quick=quick)
+    say(f"the report is {report}")

@@ -1,0 +1,1 @@
+"""Data sets: labelled image folders, and one drawn on the spot."""

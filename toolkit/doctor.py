@@ -1,0 +1,237 @@
+"""What works on this machine, what does not, and the command that mends it."""
+
+from __future__ import annotations
+
+import base64
+import platform
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib import import_module, metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from vitkit.cpu import BF16_FEATURES, INT8_FEATURES, cpu_info
+from vitkit.runtimes.card import ImageSpec, ModelCard, TensorSpec, write_card
+from vitkit.runtimes.engine import FORMATS, Runtime, open_engine
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+PLANNED = ("tflite", "tensorrt")
+# Enough to train and to export; the extras of a single vendor are checked by running it.
+_MAKING = ("train", "export")
+# uint8 [1, 2, 2, 3] -> Cast to float32 -> Flatten -> logits [1, 12], in ONNX's format. OpenVINO reads that
+# format too, so one graph serves both.
+_TINY_ONNX = base64.b64decode(
+    "CAg6aQoXCgF4EgFmIgRDYXN0KgkKAnRvGAGgAQIKFAoBZhIGbG9naXRzIgdGbGF0dGVuEgFnWhsKAXgSFgoUCAISEAoCCAEKAggC"
+    "CgIIAgoCCANiGAoGbG9naXRzEg4KDAgBEggKAggBCgIIDEIECgAQDQ=="
+)
+_READS_ONNX = ("onnx", "openvino")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding. `remedy` is the command that mends it; None where nothing is wrong or nothing helps."""
+
+    name: str
+    ok: bool
+    detail: str
+    remedy: str | None = None
+
+
+class _Requirement(NamedTuple):
+    package: str
+    minimum: str
+    extra: str | None
+
+
+def diagnose() -> list[Check]:
+    """Check Python, the packages, the CPU, and every target by running a tiny engine; raises nothing.
+
+    Vendor packages are imported, the packages for training and export are only looked up.
+    """
+    requirements = _requirements()
+    return [
+        *_basics(requirements),
+        *(_target(target, runtime, requirements) for target, runtime in FORMATS.items()),
+        *(
+            Check(f"run {target}", False, "not supported by this version of vitkit yet")
+            for target in PLANNED
+            if target not in FORMATS
+        ),
+        *_openvino_devices(),
+        *(_package(one) for one in requirements if one.extra in _MAKING),
+        *_cpu(cpu_info()),
+    ]
+
+
+def _requirements() -> list[_Requirement]:
+    """What vitkit's own metadata asks for; empty where vitkit's files are here without being installed."""
+    try:
+        lines = metadata.requires("vitkit") or []
+    except metadata.PackageNotFoundError:
+        return []
+    found = (re.match(r"([\w.-]+)>=([\d.]+)(?:.*extra == ['\"](\w+))?", line) for line in lines)
+    return [_Requirement(*match.groups()) for match in found if match]
+
+
+def _basics(requirements: list[_Requirement]) -> list[Check]:
+    from vitkit import __version__
+
+    vitkit = Check("vitkit", True, __version__)
+    if not requirements:
+        remedy = "pip install vitkit"
+        vitkit = Check("vitkit", False, f"{__version__}, not installed: versions are unchecked", remedy)
+    python = Check("python", True, f"{platform.python_version()}, {platform.platform()}")
+    return [python, vitkit, *(_package(one) for one in requirements if one.extra is None)]
+
+
+def _package(wanted: _Requirement) -> Check:
+    name = f"{wanted.extra}: {wanted.package}" if wanted.extra else wanted.package
+    upgrade = f"pip install --upgrade '{wanted.package}>={wanted.minimum}'"
+    try:
+        version = metadata.version(wanted.package)
+    except metadata.PackageNotFoundError:
+        remedy = f"pip install 'vitkit[{wanted.extra}]'" if wanted.extra else upgrade
+        return Check(name, False, "not installed", remedy)
+    if too_old := _too_old(version, wanted.minimum):
+        return Check(name, False, too_old, upgrade)
+    return Check(name, True, version)
+
+
+def _too_old(version: str, minimum: str) -> str | None:
+    numbers = _numbers(version)
+    if not numbers or numbers >= _numbers(minimum):
+        return None
+    return f"{version} is too old; vitkit needs {minimum} or newer"
+
+
+def _numbers(version: str) -> list[int]:
+    release = re.match(r"[\d.]*", version)
+    return [int(part) for part in release.group().split(".") if part] if release else []
+
+
+def _target(target: str, runtime: Runtime, requirements: list[_Requirement]) -> Check:
+    name, package = f"run {target}", runtime.package
+    if not _is_here(package):
+        remedy = f"pip install 'vitkit[{runtime.extra}]'"
+        return Check(name, False, f"{package} is not installed", remedy)
+    reinstall = f"pip install --force-reinstall {package}"
+    # A damaged or mismatched binary raises anything from OSError to AttributeError.
+    try:
+        version = str(getattr(import_module(package), "__version__", "of unknown version"))
+    except Exception as error:
+        return Check(name, False, f"{package} is installed but does not import: {_cause(error)}", reinstall)
+    minimum = next((one.minimum for one in requirements if one.package == package), "0")
+    if too_old := _too_old(version, minimum):
+        return Check(name, False, f"{package} {too_old}", f"pip install --upgrade '{package}>={minimum}'")
+    if target not in _READS_ONNX:
+        return Check(name, True, f"{package} {version} imports")
+    try:
+        _run_tiny_engine(target)
+    except Exception as error:
+        return Check(name, False, f"{package} {version} imports but fails to run: {_cause(error)}", reinstall)
+    return Check(name, True, f"{package} {version} runs a tiny engine")
+
+
+def _is_here(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    # A module that was put in place by hand has no spec.
+    except ValueError:
+        return True
+
+
+def _cause(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _run_tiny_engine(target: str) -> None:
+    card = ModelCard(
+        name="tiny",
+        task="classification",
+        target=target,
+        precision="fp32",
+        inputs=(TensorSpec("x", (1, 2, 2, 3), "uint8"),),
+        outputs=(TensorSpec("logits", (1, 12), "float32"),),
+        image=ImageSpec(size=(2, 2), crop_pct=1.0),
+        engine="model.onnx",
+        files={"model.onnx": None},
+    )
+    image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        (Path(folder) / card.engine).write_bytes(_TINY_ONNX)
+        write_card(card, Path(folder))
+        with open_engine(folder, threads=1) as engine:
+            found = engine(image).label
+    if found != "11":
+        raise ArithmeticError(f"the tiny engine answers class {found}, not 11")
+
+
+def _openvino_devices() -> list[Check]:
+    # Whatever fails here is in the finding on running openvino.
+    try:
+        import openvino
+
+        core = openvino.Core()
+        able = {name: core.get_property(name, "OPTIMIZATION_CAPABILITIES") for name in core.available_devices}
+    except Exception:
+        return []
+    devices = Check("openvino devices", True, "; ".join(f"{name}: {' '.join(able[name])}" for name in able))
+    bf16 = [name.lower() for name in able if "BF16" in able[name]]
+    if bf16:
+        return [devices, Check("openvino bf16", True, f"bf16 artifacts run on {', '.join(bf16)}")]
+    return [
+        devices,
+        Check("openvino bf16", False, "no device has bf16: openvino bf16 artifacts are refused here"),
+    ]
+
+
+def _cpu(info: dict[str, Any]) -> list[Check]:
+    cores = f"{info['usable_cores'] or info['cores'] or 'unknown'} cores"
+    facts = (info["model"], info["architecture"], cores, f"governor {info['governor'] or 'unknown'}")
+    cpu = Check("cpu", True, ", ".join(fact for fact in facts if fact))
+    if info["features"] is None:
+        return [cpu, Check("cpu features", False, "this system does not list them")]
+    return [
+        cpu,
+        Check("cpu features", True, " ".join(info["features"]) or "none of those that matter here"),
+        _feature(
+            "cpu int8", info["features"], INT8_FEATURES, "int8 engines are smaller but hardly faster here"
+        ),
+        _feature(
+            "cpu bf16", info["features"], BF16_FEATURES, "bf16 would be emulated and slow: use fp32 or int8"
+        ),
+    ]
+
+
+def _feature(name: str, features: list[str], wanted: frozenset[str], otherwise: str) -> Check:
+    found = [feature for feature in features if feature in wanted]
+    if found:
+        return Check(name, True, f"native: {' '.join(found)}")
+    return Check(name, False, f"no instructions for it; {otherwise}")
+
+
+def to_json(checks: Sequence[Check]) -> list[dict[str, Any]]:
+    """Findings as plain dictionaries with `name`, `ok`, `detail` and `remedy`."""
+    return [asdict(check) for check in checks]
+
+
+def table(checks: Sequence[Check]) -> Table:
+    """Findings as a table for the terminal: ok, MISSING where a command mends it, else a dash."""
+    from rich.table import Table
+    from rich.text import Text
+
+    result = Table(box=None, header_style="bold")
+    for column in ("", "check", "found", "mended by"):
+        result.add_column(column, overflow="fold")
+    for check in checks:
+        state = "ok" if check.ok else "MISSING" if check.remedy else "-"
+        # As Text: messages and commands hold brackets, which are markup otherwise.
+        result.add_row(*map(Text, (state, check.name, check.detail, check.remedy or "")))
+    return result

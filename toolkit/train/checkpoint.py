@@ -1,0 +1,123 @@
+"""Checkpoints: safetensors files with a JSON header, each replaced in one step.
+
+Everything random in an epoch comes from the seed and the epoch's number, so that the log, which tells the
+epochs done, stands for the state of all random numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from vitkit.runtimes.card import CARD_FILE
+from vitkit.runtimes.errors import BadArtifact, BadRequest
+
+FOLDER = "checkpoint"
+LAST, BEST = "last.safetensors", "best.safetensors"
+
+# One epoch of the log: epoch (from 1), loss, lr, top1 (per cent), seconds, images_per_second.
+Row = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a checkpoint says of its run: the settings and data it belongs to, and a row for each epoch."""
+
+    identity: Mapping[str, Any]
+    log: list[Row]
+
+    @property
+    def best(self) -> Row:
+        """The row of the best epoch, the latest of equals: it was trained longest."""
+        return max(reversed(self.log), key=lambda row: row["top1"])
+
+
+def check_out(out: Path, resume: bool) -> None:
+    """Refuse a folder that a run cannot start in, or cannot be continued in; raises BadRequest."""
+    if out.exists() and not out.is_dir():
+        raise BadRequest(f"the output {out} is a file; name a folder")
+    unfinished = (out / FOLDER / LAST).is_file()
+    if resume and not unfinished:
+        state = "a finished run" if (out / CARD_FILE).is_file() else "no checkpoint"
+        raise BadRequest(f"{out} holds {state}, nothing to resume; train into a new folder without --resume")
+    if resume or not out.is_dir() or not any(out.iterdir()):
+        return
+    if unfinished:
+        raise BadRequest(f"{out} holds an unfinished run; continue it with --resume, or name another folder")
+    raise BadRequest(f"the output folder {out} is not empty; name another folder")
+
+
+def save(out: Path, model: nn.Module, optimizer: Optimizer, record: Record) -> None:
+    """Write `last` and, where the latest epoch is the best one, `best`; a kill leaves the earlier files."""
+    folder = out / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    state = model.state_dict()
+    # First the best: killed in between, the epoch is done again and the same file written over.
+    if record.best is record.log[-1]:
+        _write(folder / BEST, state, record)
+    tensors = {f"model.{name}": tensor for name, tensor in state.items()}
+    for index, values in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in values.items()}
+    _write(folder / LAST, tensors, record)
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], record: Record) -> None:
+    temporary = path.with_name(f".{path.name}")
+    header = {"vitkit": json.dumps({"identity": record.identity, "log": record.log})}
+    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary, header)
+    temporary.replace(path)
+
+
+def read_best(out: Path) -> tuple[dict[str, Tensor], Record]:
+    """The best weights, and the record as it was then; raises BadArtifact where the file is damaged."""
+    return _read(out / FOLDER / BEST)
+
+
+def remove(out: Path) -> None:
+    """Delete the checkpoints of a finished run."""
+    shutil.rmtree(out / FOLDER)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], Record]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads(file.metadata()["vitkit"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return tensors, Record(header["identity"], header["log"])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise BadArtifact(f"the checkpoint {path} is damaged: {error}; train again in a new folder") from None
+
+
+def restore(out: Path, model: nn.Module, optimizer: Optimizer, identity: Mapping[str, Any]) -> list[Row]:
+    """Load `last` into the model and the optimiser; returns the log of the epochs done.
+
+    Raises BadRequest where the checkpoint was made with other settings or data, BadArtifact where it is
+    damaged.
+    """
+    tensors, record = _read(out / FOLDER / LAST)
+    if changed := [key for key in identity if identity[key] != record.identity.get(key)]:
+        was = ", ".join(f"{key}={record.identity.get(key)!r}" for key in changed)
+        raise BadRequest(f"{out} was trained with {was}; resume it with the same, or train into a new folder")
+    prefix = "model."
+    model.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+    state: dict[int, dict[str, Tensor]] = {}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for key, tensor in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".")
+            like = parameters[int(index)]
+            # In the parameter's own memory order, which fused optimisers take for granted.
+            value = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor
+            state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    return record.log
