@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from typing import TYPE_CHECKING
 
 from vitkit.calibration.dataset import CalibrationSet
@@ -24,12 +26,14 @@ def quantize(
 
     nncf.set_log_level(logging.ERROR)
     keep = float_nodes([op.get_friendly_name() for op in model.get_ops()], scopes)
-    return nncf.quantize(
-        model,
-        nncf.Dataset(list(calibration.inputs(image))),
-        preset=nncf.QuantizationPreset.PERFORMANCE,
-        model_type=nncf.ModelType.TRANSFORMER,
-        subset_size=len(calibration.files),
-        # Not validated: the names include constants and shape operators, which NNCF does not list.
-        ignored_scope=nncf.IgnoredScope(names=keep, validate=False),
-    )
+    # Standard output is for results: NNCF draws its progress bars there.
+    with redirect_stdout(sys.stderr):
+        return nncf.quantize(
+            model,
+            nncf.Dataset(list(calibration.inputs(image))),
+            preset=nncf.QuantizationPreset.PERFORMANCE,
+            model_type=nncf.ModelType.TRANSFORMER,
+            subset_size=len(calibration.files),
+            # Not validated: the names include constants and shape operators, which NNCF does not list.
+            ignored_scope=nncf.IgnoredScope(names=keep, validate=False),
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ class Classification:
     """
 
     top: tuple[Label, ...]
-    points: NDArray[np.floating] | None = None
+    points: NDArray[np.floating] | None = field(default=None, compare=False)
 
     @property
     def label(self) -> str:

@@ -70,6 +70,15 @@ def _open_session(artifact: Artifact, threads: int | None, device: str) -> Sessi
     return session
 
 
+def _check_image(card: ModelCard, path: Path) -> None:
+    spec, (height, width) = card.inputs[0], card.image.size
+    shape = (height, width, 3) if card.image.layout == "NHWC" else (3, height, width)
+    if spec.shape[1:] != shape or spec.dtype != card.image.dtype:
+        raise BadArtifact(
+            f"{path}: the card prepares images as {card.image.dtype} {list(shape)}, its input is {spec}"
+        )
+
+
 def _check_against_card(session: Session, card: ModelCard, path: Path) -> None:
     wrong = []
     for kind in ("inputs", "outputs"):
@@ -109,8 +118,10 @@ class Engine:
         """Run on raw input tensors by name, as the card's `inputs` describe them.
 
         Raises BadInput for a missing or unknown name, a wrong type, dtype or shape, and for floats that
-        are not finite.
+        are not finite; BadRequest after `close`.
         """
+        if self._closed:
+            raise BadRequest(self._closed_text)
         for name, dtype, shape, floating in self._checks:
             array = feeds.get(name)
             if (
@@ -119,16 +130,18 @@ class Engine:
                 or array.ndim != len(shape)
                 or not all(want is None or want == got for want, got in zip(shape, array.shape, strict=True))
                 or array.size == 0
-                or (floating and not _finite(array))
+                or (floating and not np.isfinite(array).all())
             ):
                 raise BadInput(self._explain(feeds))
-        if self._closed or len(feeds) != len(self._checks):
+        if len(feeds) != len(self._checks):
             raise BadInput(self._explain(feeds))
         return self.session.run(feeds)
 
+    @property
+    def _closed_text(self) -> str:
+        return f"the engine of {self.artifact.path} is closed; open it again"
+
     def _explain(self, feeds: Feeds) -> str:
-        if self._closed:
-            return f"the engine of {self.artifact.path} is closed; open it again"
         wanted = {spec.name: spec for spec in self.card.inputs}
         if unknown := sorted(set(feeds) - set(wanted)):
             return f"unknown input {unknown[0]!r}; this engine takes {', '.join(map(str, wanted.values()))}"
@@ -158,7 +171,7 @@ class Engine:
         task's result (`Classification`), or a list of results for a list. Raises BadInput.
         """
         if self._closed:
-            raise BadRequest(self._explain({}))
+            raise BadRequest(self._closed_text)
         if isinstance(image, (list, tuple)):
             if not image:
                 raise BadInput("the list of images is empty")
@@ -211,11 +224,6 @@ class Engine:
         self.close()
 
 
-def _finite(array: NDArray[Any]) -> bool:
-    # A sum is several times faster than isfinite().all(); only an overflow of finite values needs both.
-    return bool(np.isfinite(array.sum())) or bool(np.isfinite(array).all())
-
-
 def open_engine(path: str | Path, *, threads: int | None = None, device: str = "cpu") -> Engine:
     """Open an artifact folder for running.
 
@@ -229,6 +237,7 @@ def open_engine(path: str | Path, *, threads: int | None = None, device: str = "
         raise BadRequest(f"threads is {threads!r}; it must be a whole number of at least 1")
     artifact = read_artifact(path)
     decoder(artifact.card)
+    _check_image(artifact.card, artifact.path)
     session = _open_session(artifact, threads, device)
     try:
         _check_against_card(session, artifact.card, artifact.path)

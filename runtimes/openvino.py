@@ -14,6 +14,8 @@ from vitkit.runtimes.engine import Feeds, Outputs
 from vitkit.runtimes.errors import BadArtifact, DeviceError
 
 _DTYPES = {"u8": "uint8", "i32": "int32", "i64": "int64", "f16": "float16", "f32": "float32"}
+_PRECISIONS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16"}
+_PRODUCTS = frozenset(("Convolution", "FullyConnected", "FullyConnectedQuantizedLegacy", "MatMul"))
 _CAPABILITY = {"f32": "FP32", "f16": "FP16", "bf16": "BF16"}
 
 
@@ -53,8 +55,9 @@ class OpenVINOSession:
             info = op.get_rt_info()
             kind, precision = (info[key].astype(str) for key in ("layerType", "runtimePrecision"))
             if kind not in ("Const", "Input", "Output"):
-                names = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "u8": "int8", "i8": "int8"}
-                counts[kind, names.get(precision, "integer")] += 1
+                # u8 is what quantised products take, but also what pixels and truth values are.
+                quantised = precision == "i8" or (precision == "u8" and kind in _PRODUCTS)
+                counts[kind, "int8" if quantised else _PRECISIONS.get(precision, "integer")] += 1
         return counts
 
     def close(self) -> None:
@@ -63,17 +66,17 @@ class OpenVINOSession:
             self._request = self._compiled = None
 
 
-def capabilities(device: str) -> list[str]:
-    """What a device computes natively, in OpenVINO's words (`FP32`, `BF16`, `INT8`, ...)."""
-    return list(openvino.Core().get_property(device, "OPTIMIZATION_CAPABILITIES"))
+def capabilities() -> dict[str, list[str]]:
+    """What each device here computes natively, in OpenVINO's words (`FP32`, `BF16`, `INT8`, ...)."""
+    core = openvino.Core()
+    return {name: core.get_property(name, "OPTIMIZATION_CAPABILITIES") for name in core.available_devices}
 
 
-def _choose_hint(device: str, hints: list[str], path: object) -> str:
+def _choose_hint(device: str, able: list[str], hints: list[str], path: object) -> str:
     """The first of the artifact's precisions that the device computes natively.
 
     A bf16 hint crashes on AVX2 and is slower than float32 on AVX512 without bf16 instructions.
     """
-    able = capabilities(device)
     for hint in hints:
         if _CAPABILITY[hint] in able:
             return hint
@@ -85,12 +88,10 @@ def _choose_hint(device: str, hints: list[str], path: object) -> str:
 
 def open_session(artifact: Artifact, *, threads: int | None, device: str) -> OpenVINOSession:
     """Open `model.xml` for low latency, in the precision that the card's options name."""
-    core = openvino.Core()
-    name = device.upper()
-    if name not in core.available_devices:
+    name, here = device.upper(), capabilities()
+    if name not in here:
         raise DeviceError(
-            f"OpenVINO has no device {device!r} here; it has "
-            f"{', '.join(found.lower() for found in core.available_devices)}"
+            f"OpenVINO has no device {device!r} here; it has {', '.join(found.lower() for found in here)}"
         )
     hints = artifact.card.options.get("precision_hints", ["f32"])
     if not isinstance(hints, list) or not hints or not set(hints) <= set(_CAPABILITY):
@@ -100,12 +101,12 @@ def open_session(artifact: Artifact, *, threads: int | None, device: str) -> Ope
     settings: dict[str, Any] = {
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": "1",
-        "INFERENCE_PRECISION_HINT": _choose_hint(name, hints, artifact.path),
+        "INFERENCE_PRECISION_HINT": _choose_hint(name, here[name], hints, artifact.path),
     }
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
     try:
-        compiled = core.compile_model(str(artifact.engine_path), name, settings)
+        compiled = openvino.Core().compile_model(str(artifact.engine_path), name, settings)
     # The vendor raises RuntimeError and its own subclasses for files it cannot take.
     except Exception as error:
         raise BadArtifact(

@@ -112,7 +112,7 @@ def artifact_of(source, calibration, photo_folder, tmp_path_factory):
 def skip_without_bf16() -> None:
     from vitkit.runtimes.openvino import capabilities
 
-    if "BF16" not in capabilities("CPU"):
+    if "BF16" not in capabilities()["CPU"]:
         pytest.skip("this CPU has no bf16 instructions")
 
 

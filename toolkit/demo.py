@@ -124,7 +124,7 @@ def _engines(run_path: Path, data: Path, out: Path, quick: bool) -> list[Made]:
 def _has_bf16() -> bool:
     from vitkit.runtimes.openvino import capabilities
 
-    return "BF16" in capabilities("CPU")
+    return "BF16" in capabilities()["CPU"]
 
 
 def _bench(made: list[Made], out: Path, quick: bool) -> list[BenchReport]:

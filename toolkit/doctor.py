@@ -176,10 +176,9 @@ def _run_tiny_engine(target: str) -> None:
 def _openvino_devices() -> list[Check]:
     # Whatever fails here is in the finding on running openvino.
     try:
-        import openvino
+        from vitkit.runtimes.openvino import capabilities
 
-        core = openvino.Core()
-        able = {name: core.get_property(name, "OPTIMIZATION_CAPABILITIES") for name in core.available_devices}
+        able = capabilities()
     except Exception:
         return []
     devices = Check("openvino devices", True, "; ".join(f"{name}: {' '.join(able[name])}" for name in able))

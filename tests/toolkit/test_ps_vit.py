@@ -77,7 +77,11 @@ def reference_forward(state, images, config):
         height, width = features.shape[1:]
         # Column-major, as the authors list their points: the logits must not depend on the order.
         points = torch.tensor(
-            [[(i + 0.5) * height / config.n, (j + 0.5) * width / config.n] for j in range(config.n) for i in range(config.n)]
+            [
+                [(i + 0.5) * height / config.n, (j + 0.5) * width / config.n]
+                for j in range(config.n)
+                for i in range(config.n)
+            ]
         )
         tokens, trace = torch.zeros(config.n**2, config.dim), []
         for t in range(config.iterations):
@@ -130,7 +134,9 @@ def test_forward_equals_the_equations(options):
     rows = torch.arange(n * n).reshape(n, n).T.flatten()
     assert torch.allclose(points, 4 * trace[:, :, rows], atol=2e-3)
     if model.config.iterations > 1:
-        assert (points[:, -1] - points[:, 0]).abs().mean() > 1, "the points must move for this to test sampling"
+        assert (points[:, -1] - points[:, 0]).abs().mean() > 1, (
+            "the points must move for this to test sampling"
+        )
 
 
 @settings(max_examples=40, deadline=None)

@@ -31,7 +31,7 @@ _LINES, _BLOBS, _FRAGMENTS = 6, 6, 4
 # Radius of the shape, and of the largest clutter, as parts of the image side.
 _RADIUS = (0.18, 0.36)
 _CLUTTER_RADIUS = 0.08
-# Shapes are brighter than backgrounds: a network that has to learn both polarities takes five times longer.
+# Shapes are brighter than backgrounds: a small network needs far longer to learn both polarities.
 _DARK, _BRIGHT = (20.0, 130.0), (90.0, 255.0)
 # Mean difference of a colour from the background's, and standard deviation of the noise, of 0..255.
 _CONTRAST = 50.0
@@ -152,16 +152,16 @@ def draw_shape(label: int, rng: Generator, size: int) -> NDArray[np.uint8]:
 def write_shapes(
     out: Path,
     *,
-    train: int = 5000,
+    train: int = 4000,
     val: int = 1000,
     size: int = 64,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Path:
     """Draw the set into `out/train/CLASS/00000.png` and `out/val/CLASS/00000.png`; returns `out`.
 
-    `train` and `val` count images over all classes, `size` is their side in pixels; `progress` is called
-    with the images drawn and their total. The folder appears whole or not at all. The same seed writes the
+    `train` and `val` count images over all classes, `size` is their side in pixels; `progress` hears
+    (images done, images in all). The folder appears whole or not at all. The same seed writes the
     same bytes. Raises BadRequest for a count below one image of each class, a size below 16, a negative
     seed, or an `out` that holds anything already.
     """
@@ -175,8 +175,7 @@ def write_shapes(
             for index in range(count):
                 _write_image(work / "new" / split, split, index, size, seed)
                 done += 1
-                if progress is not None:
-                    progress(done, train + val)
+                progress(done, train + val)
         (work / "new").replace(out)
     finally:
         shutil.rmtree(work, ignore_errors=True)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _TI = PSViTConfig()
 _B = PSViTConfig(dim=384, heads=6, encoder_layers=10, stem_mid=256)
 _NANO = PSViTConfig(
-    num_classes=10, image_size=64, n=7, dim=96, heads=3, encoder_layers=2, stem_width=32, stem_mid=64,
+    num_classes=10, image_size=64, n=7, dim=64, heads=2, encoder_layers=2, stem_width=32, stem_mid=64,
     share=True,
 )  # fmt: skip
 

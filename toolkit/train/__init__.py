@@ -2,6 +2,6 @@
 
 from vitkit.train.config import TrainConfig, override
 from vitkit.train.loop import train
-from vitkit.train.recipes import RECIPES
+from vitkit.train.recipes import RECIPES, recipe_named
 
-__all__ = ["RECIPES", "TrainConfig", "override", "train"]
+__all__ = ["RECIPES", "TrainConfig", "override", "recipe_named", "train"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, get_type_hints
 
 from vitkit.runtimes.errors import BadRequest
@@ -15,7 +15,8 @@ class TrainConfig:
     """Everything that decides a training run, beside the data.
 
     `model` and `options` are what `vitkit.models.build` takes; the number of classes comes from the data.
-    `lr` is reached after a linear warm-up over `warmup_epochs` and falls along a cosine to zero.
+    `lr` is reached after a linear warm-up over `warmup_epochs` and falls along a cosine to zero;
+    `lr_scale` multiplies it for the parameters whose name begins with a key, the first that fits.
     `clip_norm` bounds the norm of all gradients together. `crop_pct` goes into the run's card; 1 leaves
     images that already have the model's size as they are. Augmentation, each drawn per image:
     `flip` is the chance of mirroring; `shift` (part of the side), `zoom` (part of the size), `rotate`
@@ -48,7 +49,7 @@ class TrainConfig:
             "batch_size": (1, math.inf),
             "lr": (0, math.inf),
             "weight_decay": (0, math.inf),
-            "warmup_epochs": (0, self.epochs),
+            "warmup_epochs": (0, math.inf),
             "label_smoothing": (0, 0.99),
             "clip_norm": (1e-6, math.inf),
             "crop_pct": (0.01, 1),
@@ -72,7 +73,7 @@ def override(config: TrainConfig, changes: Mapping[str, str]) -> TrainConfig:
     its `options.*` is seen when it is built.
     """
     kinds = get_type_hints(TrainConfig)
-    known = [setting.name for setting in fields(TrainConfig) if setting.name != "options"]
+    known = [name for name, kind in kinds.items() if kind in (str, int, float)]
     values: dict[str, Any] = {}
     options = dict(config.options)
     for key, text in changes.items():

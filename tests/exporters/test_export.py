@@ -1,0 +1,168 @@
+"""Exports end to end: what is written, that it repeats, and that nothing half is left behind."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+from conftest import lively
+
+import vitkit
+from vitkit import BadRequest, ExportFailed, MissingBackend, exporters
+from vitkit.exporters.golden import generated_photos, golden_inputs
+from vitkit.exporters.onnx import OPSETS, trace
+from vitkit.exporters.source import Source
+from vitkit.models import build, run_card
+from vitkit.runtimes.card import CARD_FILE, read_card, sha256
+
+EVERY = [(target, p) for target, row in exporters.TARGETS.items() for p in row.precisions]
+# Worst mean distance of sampling points, in pixels of 64, and worst relative error of the logits.
+BOUNDS = {"fp32": (1e-3, 1e-4), "fp16": (0.05, 0.02), "bf16": (0.5, 0.15), "int8": (0.5, 0.2)}
+
+
+@pytest.mark.parametrize(("target", "precision"), EVERY)
+def test_every_engine_does_what_the_model_does(target, precision, artifact_of, source, photo_folder):
+    from vitkit.runtimes.image import sample_photos
+
+    folder = artifact_of(target, precision)
+    photos = [photo for _, photo in sample_photos(photo_folder, 24)]
+    with vitkit.open_engine(folder) as engine:
+        found = engine.run_batched(engine.prepare(photos))
+    expected = source.predict(golden_inputs(photos, source.card.image))
+    points, logits = BOUNDS[precision]
+    assert np.abs(found["points"] - expected["points"]).mean() < points
+    error = found["logits"] - expected["logits"]
+    assert np.sqrt((error**2).mean()) < logits * expected["logits"].std()
+    card = read_card(folder)
+    assert (card.target, card.precision) == (target, precision)
+    assert set(card.files) | {CARD_FILE} == {path.name for path in folder.iterdir()}
+    assert ("calibration.json" in card.files) == (precision == "int8")
+
+
+@pytest.mark.parametrize("target", exporters.TARGETS)
+def test_a_second_export_has_the_same_bytes(target, source, calibration, artifact_of, tmp_path):
+    first = artifact_of(target, "int8")
+    exporters.export(source, tmp_path / "again", target=target, precision="int8", calibration=calibration)
+    assert sorted(p.name for p in first.iterdir()) == sorted(p.name for p in (tmp_path / "again").iterdir())
+    for path in first.iterdir():
+        assert sha256(path) == sha256(tmp_path / "again" / path.name), path.name
+
+
+def test_the_card_tells_how_and_no_place(artifact_of, photo_folder):
+    text = (artifact_of("onnx", "int8") / CARD_FILE).read_text()
+    body = json.loads(text)
+    assert body["provenance"]["calibration"]["count"] == 24
+    assert set(body["provenance"]["versions"]) >= {"vitkit", "torch", "onnx", "onnxruntime"}
+    assert str(photo_folder.parent) not in text
+    graph = onnx.load(artifact_of("onnx", "int8") / "model.onnx")
+    assert b"/site-packages/" not in graph.SerializeToString()
+
+
+@pytest.mark.parametrize("opset", [OPSETS.start, 20, OPSETS.stop - 1])
+def test_opsets_are_what_was_asked_for(opset, source):
+    image = replace(source.card.image, layout="NHWC", dtype="uint8")
+    graph = trace(source, image=image, batch=1, opset=opset)
+    assert {item.domain: item.version for item in graph.opset_import} == {"": opset}
+    assert len({node.name for node in graph.graph.node}) == len(graph.graph.node)
+
+
+def test_what_is_constant_is_folded():
+    model = build("ps_vit_nano", image_size=56, n=7).eval()
+    source = Source(model, run_card("ps_vit_nano", model.config))
+    image = replace(source.card.image, layout="NHWC", dtype="uint8")
+    graph = trace(source, image=image, batch=1, opset=20).graph
+    kinds = [node.op_type for node in graph.node]
+    assert not {"BatchNormalization", "Shape", "Constant", "Identity", "GridSample"} & set(kinds)
+    # Four iterations sample, but the first one's places are known, here whole pixels: a strided slice.
+    assert sum(node.name.startswith("sampler.pos_layer/Gemm") for node in graph.node) == 3
+    assert sum(node.name.startswith("sampler.sample/ReduceSum") for node in graph.node) == 3
+
+
+@pytest.mark.parametrize(
+    "options", [{"image_size": 50, "n": 5}, {"image_size": 72, "n": 6, "share": False, "iterations": 2}]
+)
+@pytest.mark.parametrize("target", exporters.TARGETS)
+def test_other_sizes_and_grids_export_too(options, target, tmp_path):
+    model = lively(build("ps_vit_nano", **options))
+    source = Source(model, run_card("ps_vit_nano", model.config))
+    photos = [(str(i), photo) for i, photo in enumerate(generated_photos(6, seed=2))]
+    _, checks = exporters.export(source, tmp_path / "a", target=target, precision="fp32", photos=photos)
+    assert [check.name for check in checks] == ["golden", "photos"]
+    assert all(check.error < 1e-4 and check.others["points"] < 1e-3 for check in checks)
+
+
+def test_a_broken_engine_is_not_written(source, tmp_path, monkeypatch):
+    class Liar(Source):
+        def predict(self, inputs, batch=16):
+            outputs = super().predict(inputs, batch)
+            return {**outputs, "logits": outputs["logits"][:, ::-1].copy()}
+
+    with pytest.raises(ExportFailed, match="worst cosine"):
+        exporters.export(Liar(source.module, source.card), tmp_path / "a", target="onnx", precision="fp32")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_export_leaves_what_was_there(source, artifact_of, tmp_path, monkeypatch):
+    exporters.export(source, tmp_path / "a", target="onnx", precision="fp32")
+    before = {path.name: sha256(path) for path in (tmp_path / "a").iterdir()}
+
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vitkit.exporters.golden.write_golden", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        exporters.export(source, tmp_path / "a", target="onnx", precision="fp32", batch=2)
+    assert {path.name: sha256(path) for path in (tmp_path / "a").iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_other_peoples_folders_are_never_replaced(source, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "thesis.txt").write_text("precious")
+    with pytest.raises(BadRequest, match="other files"):
+        exporters.export(source, tmp_path / "a", target="onnx", precision="fp32")
+    assert (tmp_path / "a" / "thesis.txt").read_text() == "precious"
+    with pytest.raises(BadRequest, match="is a file"):
+        exporters.export(source, tmp_path / "a" / "thesis.txt", target="onnx", precision="fp32")
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        ({"target": "coreml"}, "coreml"),
+        ({"target": "onnx", "precision": "bf16"}, "ONNX Runtime has no bf16"),
+        ({"target": "onnx", "precision": "int4"}, "int4"),
+        ({"target": "onnx", "precision": "int8"}, "--calib DIR"),
+        ({"target": "onnx", "input": "rgb"}, "rgb"),
+        ({"target": "onnx", "batch": 0}, "--batch is 0"),
+        ({"target": "onnx", "opset": 17}, "18 to 25"),
+    ],
+)
+def test_impossible_requests_are_refused(request_, words, source, tmp_path):
+    with pytest.raises(BadRequest, match=words):
+        exporters.export(source, tmp_path / "a", **{"precision": "fp32", **request_})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_package_is_named_before_any_work(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporters, "find_spec", lambda name: None if name == "onnxscript" else object())
+    with pytest.raises(MissingBackend, match="pip install 'vitkit\\[export\\]'"):
+        exporters.export(source, tmp_path / "a", target="onnx", precision="fp32")
+
+
+def test_a_batch_that_the_code_fixes_is_noticed(source):
+    """Torch's exporter falls back to a fixed batch without a word where the code asks for its number."""
+
+    class Fixed(type(source.module)):
+        def deploy(self, images):
+            assert len(images) == 2
+            return super().deploy(images)
+
+    model = Fixed(source.module.config)
+    model.load_state_dict(source.module.state_dict())
+    image = replace(source.card.image, layout="NHWC", dtype="uint8")
+    with pytest.raises(ExportFailed, match="--dynamic-batch"):
+        trace(Source(model.eval(), source.card), image=image, batch=None, opset=20)
