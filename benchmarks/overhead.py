@@ -66,9 +66,8 @@ def sessions() -> None:
                     feeds = {spec.name: rng.integers(0, 256, spec.shape).astype(spec.dtype)}
                     call = raw(path)
                     ours, theirs = in_turns(lambda: engine.run(feeds), lambda: call(feeds), 500)  # noqa: B023
-                print(
-                    f"engine.run, {target}, {kind} input: {1e6 * (ours - theirs):+.1f} us on {1e6 * theirs:.0f} us"
-                )
+                added = f"{1e6 * (ours - theirs):+.1f} us on {1e6 * theirs:.0f} us"
+                print(f"engine.run, {target}, {kind} input: {added}")
 
 
 def python(*arguments: str) -> None:

@@ -265,7 +265,7 @@ def check_files(folder: Path, card: ModelCard) -> None:
             wrong.append(f"{name} is missing")
         elif expected is not None and (found := sha256(path)) != expected:
             wrong.append(
-                f"{name} ({path.stat().st_size} bytes) has SHA-256 {found[:12]}, the card says {expected[:12]}"
+                f"{name} ({path.stat().st_size} bytes) has SHA-256 {found[:8]}..., not {expected[:8]}..."
             )
     if wrong:
         raise BadArtifact(f"{folder} is not what was exported: {'; '.join(wrong)}. Export or copy it again")

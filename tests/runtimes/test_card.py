@@ -101,7 +101,7 @@ def test_damaged_json_is_a_bad_artifact(tmp_path, text):
 def test_folders_that_are_no_artifact(tmp_path, run_folder):
     with pytest.raises(BadArtifact, match="does not exist"):
         read_artifact(tmp_path / "nowhere")
-    with pytest.raises(BadArtifact, match="holds no card.json"):
+    with pytest.raises(BadArtifact, match=r"holds no card\.json"):
         read_artifact(tmp_path)
     (tmp_path / "file.onnx").write_bytes(b"x")
     with pytest.raises(BadArtifact, match="is a file"):

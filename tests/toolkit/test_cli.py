@@ -153,10 +153,9 @@ def test_inspect_tells_operators_by_precision(artifact_of):
 
 
 def test_bench_compares_and_saves_raw_times(artifact_of, tmp_path):
-    out, _ = vitkit(
-        "bench", artifact_of("onnx", "fp32"), artifact_of("openvino", "fp32"), "--duration", 0.3, "--threads", 1,
-        "--device", "cpu", "--json", tmp_path / "bench.json",
-    )  # fmt: skip
+    artifacts = [artifact_of(target, "fp32") for target in ("onnx", "openvino")]
+    flags = ("--duration", 0.3, "--threads", 1, "--device", "cpu", "--json", tmp_path / "bench.json")
+    out, _ = vitkit("bench", *artifacts, *flags)
     assert "onnx" in out
     body = json.loads((tmp_path / "bench.json").read_text())
     text = json.dumps(body)
@@ -283,7 +282,8 @@ def test_calibration_refuses_before_any_heavy_work(tmp_path, photo_folder):
         "try:\n    app(sys.argv[1:], standalone_mode=False)\n"
         "except Exception as error:\n    print(type(error).__name__, 'torch' in sys.modules, error)\n"
     )
-    arguments = f"export ps_vit_nano --untrained --target onnx --precision int8 --calib {folder} -o {tmp_path}/a".split()
+    flags = f"--target onnx --precision int8 --calib {folder} -o {tmp_path}/a"
+    arguments = f"export ps_vit_nano --untrained {flags}".split()
     run = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
     assert run.stdout.startswith("BadInput False"), run.stdout + run.stderr
     assert "holds 5 images" in run.stdout

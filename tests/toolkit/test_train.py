@@ -154,6 +154,40 @@ def test_a_loss_that_is_no_number_names_the_files_and_keeps_the_checkpoint(data,
     assert load_run(train(TINY, data, tmp_path / "run", resume=True)).card.provenance["epochs"] == 3
 
 
+def test_an_infinite_gradient_is_caught_before_it_reaches_the_weights(data, tmp_path, monkeypatch):
+    calls = []
+
+    def steep(*arguments, **options):
+        loss = cross_entropy(*arguments, **options)
+        calls.append(loss)
+        # The last step of the second epoch: no later loss would tell before the checkpoint.
+        if len(calls) == 6:
+            loss.register_hook(lambda gradient: gradient * float("inf"))
+        return loss
+
+    cross_entropy = loop.F.cross_entropy
+    monkeypatch.setattr(loop.F, "cross_entropy", steep)
+    with pytest.raises(BadInput, match="finite number in epoch 2"):
+        train(TINY, data, tmp_path / "run")
+    state = load_file(tmp_path / "run" / "checkpoint" / "last.safetensors")
+    assert all(tensor.isfinite().all() for tensor in state.values())
+
+
+def test_every_epoch_has_its_own_order(data, tmp_path, monkeypatch):
+    seen = []
+
+    def spy(images, config, generator):
+        seen.append(images.mean((1, 2, 3)))
+        return augment(images, config, generator)
+
+    monkeypatch.setattr(loop, "augment", spy)
+    train(replace(TINY, epochs=2), data, tmp_path / "run")
+    first, second = torch.cat(seen[:3]), torch.cat(seen[3:])
+    assert torch.equal(first.sort().values, second.sort().values)
+    assert not torch.equal(first, second)
+    assert first.unique().numel() == 22
+
+
 def test_an_output_that_holds_something_is_refused(run, data, tmp_path):
     with pytest.raises(BadRequest, match="not empty"):
         train(TINY, data, run)
@@ -262,7 +296,7 @@ def test_augment_shifts_each_image_by_its_own_amount_within_the_limit():
 def test_augment_turns_about_the_centre_without_stretching():
     y, x = torch.meshgrid(torch.arange(16.0) - 7.5, torch.arange(16.0) - 7.5, indexing="ij")
     disc = ((x**2 + y**2) < 25).float().expand(8, 3, 16, 16)
-    turned = augmented(disc, replace(STILL, rotate=180.0))
+    turned = augmented(disc, replace(STILL, rotate=180.0, flip=0.5))
     inner = (x**2 + y**2) < 12
     assert (turned[:, :, inner] > 0.99).all()
     around = ((x**2 + y**2) > 45) & ((x**2 + y**2) < 56)
