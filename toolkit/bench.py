@@ -527,46 +527,38 @@ def load(path: Path) -> list[BenchReport]:
         raise BadInput(f"{path} is not a file of bench reports: {error!r}") from None
 
 
-HEADER = (
-    "artifact",
-    "target",
-    "precision",
-    "scope",
-    "batch",
-    "p50 ms",
-    "p90 ms",
-    "p99 ms",
-    "images/s",
-    "prepare / run / decode ms",
-    "load ms",
-    "first ms",
-    "MB",
-    "n",
-    "speed",
-)
+HEADER = ("artifact", "p50 ms", "p90 ms", "p99 ms", "images/s", "speed", "n", "load ms", "first ms", "MB")
+STAGE_HEADER = "prepare / run / decode ms"
 
 
-def _rows(reports: Sequence[BenchReport]) -> list[list[str]]:
+def _tables(reports: Sequence[BenchReport]) -> dict[str, list[list[str]]]:
+    """Header and rows by title, one table for each scope."""
     together = len({report.started for report in reports}) == 1
     ratios = _ratios(reports) if together else [None] * len(reports)
-    return [
-        [
-            report.artifact,
-            report.target,
-            report.precision,
-            report.scope,
-            str(report.batch),
-            *(_time(report.percentile(q)) for q in (50.0, 90.0, 99.0)),
-            f"{report.images_per_second:.1f}",
-            " / ".join(f"{value:.2f}" for value in report.stage_medians_ms.values()) or "-",
-            _time(report.load_ns),
-            _time(report.first_ns),
-            f"{report.size_bytes / 1e6:.1f}",
-            str(report.n),
-            _speed(ratio),
-        ]
-        for report, ratio in zip(reports, ratios, strict=True)
-    ]
+    tables: dict[str, list[list[str]]] = {}
+    for report, ratio in zip(reports, ratios, strict=True):
+        batch = f", batch {report.batch}" if report.batch > 1 else ""
+        title = f"scope {report.scope}{batch}"
+        stages = [STAGE_HEADER] if report.stages_ns else []
+        rows = tables.setdefault(title, [[*HEADER, *stages]])
+        rows.append(
+            [
+                report.artifact,
+                *(_time(report.percentile(q)) for q in (50.0, 90.0, 99.0)),
+                f"{report.images_per_second:.1f}",
+                _speed(ratio),
+                str(report.n),
+                _time(report.load_ns),
+                _time(report.first_ns),
+                f"{report.size_bytes / 1e6:.1f}",
+                *(
+                    [" / ".join(f"{value:.2f}" for value in report.stage_medians_ms.values())]
+                    if stages
+                    else []
+                ),
+            ]
+        )
+    return tables
 
 
 def _time(ns: int | None) -> str:
@@ -612,22 +604,31 @@ def _load(values: list[float] | None) -> str:
     return "unknown" if values is None else " ".join(f"{value:.2f}" for value in values)
 
 
-def table(reports: Sequence[BenchReport]) -> Table:
-    """Reports as a table for the terminal, the notes as its caption."""
+def tables(reports: Sequence[BenchReport]) -> list[Table]:
+    """Reports as tables for the terminal, one for each scope and an artifact a column; add `notes` below."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
-    result = Table(caption="\n".join(notes(reports)), caption_justify="left")
-    for name in HEADER:
-        result.add_column(name)
-    for row in _rows(reports):
+    results = []
+    for title, rows in _tables(reports).items():
         # As Text: an artifact's name may hold what looks like markup.
-        result.add_row(*map(Text, row))
-    return result
+        (_, *names), *lines = (list(map(Text, line)) for line in zip(*rows, strict=True))
+        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+        table.add_column("")
+        for name in names:
+            table.add_column(name, justify="right", overflow="fold")
+        for line in lines:
+            table.add_row(*line)
+        results.append(table)
+    return results
 
 
 def to_markdown(reports: Sequence[BenchReport]) -> str:
-    """Reports as a Markdown table followed by the notes as a list."""
-    rows = [list(HEADER), ["---"] * len(HEADER), *_rows(reports)]
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    return "\n".join([*lines, "", *(f"- {line}" for line in notes(reports)), ""])
+    """Reports as a Markdown table for each scope, followed by the notes as a list."""
+    lines = []
+    for title, (header, *rows) in _tables(reports).items():
+        cells = [header, ["---"] * len(header), *rows]
+        body = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
+        lines += [f"**{title}**", "", *body, ""]
+    return "\n".join([*lines, *(f"- {line}" for line in notes(reports)), ""])

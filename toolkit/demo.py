@@ -52,7 +52,7 @@ def run_demo(out: Path, *, quick: bool = False) -> Path:
     with _step("export, calibration, verification", seconds):
         made = _engines(run, data, out, quick)
     with _step("benchmark", seconds):
-        reports = _bench(made, out, quick)
+        reports = _bench(made, data, out, quick)
     with _step("pictures and report", seconds):
         _draw(made[0].path, data, out)
         _plot_training(run, out / "training.png")
@@ -127,13 +127,14 @@ def _has_bf16() -> bool:
     return "BF16" in capabilities()["CPU"]
 
 
-def _bench(made: list[Made], out: Path, quick: bool) -> list[BenchReport]:
+def _bench(made: list[Made], data: Path, out: Path, quick: bool) -> list[BenchReport]:
     from vitkit.bench import bench, save
 
     with progress_bar("measuring") as progress:
         reports = bench(
             [engine.path for engine in made],
             duration=0.2 if quick else 4.0,
+            images=data / "val",
             progress=lambda text, fraction: progress(round(100 * fraction), 100),
         )
     save(reports, out / "bench.json")

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vitkit import bench as module
-from vitkit.bench import MIN_SAMPLES, BenchReport, bench, compare, load, notes, save, table, to_markdown
+from vitkit.bench import MIN_SAMPLES, BenchReport, bench, compare, load, notes, save, tables, to_markdown
 from vitkit.runtimes.card import ImageSpec, ModelCard, TensorSpec, sha256, write_card
 from vitkit.runtimes.errors import BadArtifact, BadInput, BadRequest, DeviceError
 
@@ -493,7 +493,7 @@ def test_the_terminal_table_prints_names_as_they_are():
     from rich.console import Console
 
     console = Console(width=300, record=True, file=io.StringIO())
-    console.print(table([report([1], artifact="[red]model[/red]"), report([1], artifact="b")]))
+    console.print(*tables([report([1], artifact="[red]model[/red]"), report([1], artifact="b")]))
     assert "[red]model[/red]" in console.export_text()
 
 

@@ -152,7 +152,8 @@ def bench(
             scopes=scope or ("engine", "image"),
             progress=lambda text, fraction: progress(round(100 * fraction), 100),
         )
-    Console().print(benchmark.table(reports))
+    for table in benchmark.tables(reports):
+        Console().print(table)
     for note in benchmark.notes(reports):
         typer.echo(note)
     if json:

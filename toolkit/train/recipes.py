@@ -16,7 +16,7 @@ def ps_vit_nano_demo() -> TrainConfig:
         batch_size=32,
         lr=1.5e-3,
         # Offsets are sums over all channels: at the full rate the points leave the image in the first epochs.
-        lr_scale={"sampler.offset_layers": 0.2},
+        lr_scale={"sampler.offset_layers": 0.1},
         warmup_epochs=1,
         label_smoothing=0.05,
         crop_pct=1.0,
