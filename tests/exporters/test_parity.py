@@ -54,6 +54,9 @@ def test_each_limit_breaks_by_itself():
     turned = want.copy()
     turned[5] = -turned[5]
     assert any("cosine" in p for p in compare("x", {"logits": want}, {"logits": turned}, "int8").problems)
+    points = {"logits": want, "points": want * 10}
+    moved = {"logits": want, "points": want * 10 + 5}
+    assert any("points are off by 5" in p for p in compare("x", points, moved, "int8").problems)
     doubled = want * (1 + 2 * LIMITS["fp16"].error)
     assert any("error" in p for p in compare("x", {"logits": want}, {"logits": doubled}, "fp16").problems)
 
