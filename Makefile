@@ -28,8 +28,8 @@ bench: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt "setuptools>=77" wheel
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[export,dev]"
+	$(BIN)/pip install --quiet --constraint constraints.txt setuptools wheel
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[export,dev]"
 	touch .venv/installed
 
 clean:

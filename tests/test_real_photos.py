@@ -18,8 +18,9 @@ from vitkit.runtimes.image import find_images, read_image, resize_and_crop, samp
 
 
 def test_preparation_equals_torchvision_on_every_photo(real_photos):
-    import vitkit.torchvision_shim  # noqa: F401
     from torchvision.transforms import v2
+
+    import vitkit.torchvision_shim  # noqa: F401
 
     steps = v2.Compose([v2.Resize(248, interpolation=v2.InterpolationMode.BICUBIC), v2.CenterCrop(224)])
     files = find_images(real_photos)

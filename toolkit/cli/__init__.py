@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 import typer
@@ -24,6 +25,8 @@ from vitkit.cli import check, make, use  # noqa: E402, F401
 
 def main() -> None:
     """Run the command line: exit code 0, 2 for what the user can mend, 1 for a bug or a broken engine."""
+    # So that whoever writes a temporary folder gets to remove it.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         app()
     except ExportFailed as error:
