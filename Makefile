@@ -26,6 +26,7 @@ bench: .venv/installed
 
 # torch first: timm and torchvision, resolved together with it, may pick a newer one with CUDA packages.
 .venv/installed: pyproject.toml constraints.txt
+	@echo "installing into .venv: about 2 GB, a minute or two on a fast line"
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt setuptools wheel

@@ -1,6 +1,22 @@
-"""vitkit: efficient vision models on edge devices, measured and verified."""
+"""vitkit: efficient vision models on edge devices, measured and verified.
 
-from vitkit.runtimes import *  # noqa: F403
-from vitkit.runtimes import __all__ as __all__
+`vitkit.open_engine` and the other names of `vitkit.runtimes` are found here too.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vitkit.runtimes import *  # noqa: F403
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    # Late, because it imports numpy, which `vitkit --help` can do without.
+    runtimes = import_module("vitkit.runtimes")
+    if name in runtimes.__all__:
+        return getattr(runtimes, name)
+    raise AttributeError(f"module 'vitkit' has no attribute {name!r}")

@@ -8,8 +8,6 @@ import sys
 
 import typer
 
-from vitkit.runtimes.errors import ExportFailed, VitkitError
-
 app = typer.Typer(
     name="vitkit",
     help="Efficient vision models, from a training run to a verified, measured engine on an edge device.",
@@ -29,17 +27,15 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         app()
-    except ExportFailed as error:
-        _complain(error)
-        sys.exit(1)
-    except VitkitError as error:
-        _complain(error)
-        sys.exit(2)
     except BrokenPipeError:
         # The reader, such as `head`, has gone; Python would complain again while flushing at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except Exception as error:
+        from vitkit.runtimes.errors import ExportFailed, VitkitError
 
-
-def _complain(error: VitkitError) -> None:
-    typer.secho(f"vitkit: {error}", fg=typer.colors.RED, err=True)
+        if not isinstance(error, VitkitError):
+            raise
+        text = " ".join(str(error).split())
+        typer.secho(f"vitkit: {text}", fg=typer.colors.RED, err=True)
+        sys.exit(1 if isinstance(error, ExportFailed) else 2)
