@@ -81,7 +81,7 @@ def _data(folder: Path, quick: bool) -> Path:
 
 def _train(data: Path, run: Path, quick: bool) -> Path:
     from vitkit.runtimes.card import CARD_FILE
-    from vitkit.train import recipe_named, train
+    from vitkit.train import has_checkpoint, recipe_named, train
 
     if (run / CARD_FILE).is_file():
         say(f"{run} is trained already")
@@ -89,7 +89,7 @@ def _train(data: Path, run: Path, quick: bool) -> Path:
     config = recipe_named(RECIPE)
     if quick:
         config = replace(config, epochs=1)
-    return train(config, data, run, resume=run.is_dir(), progress=True)
+    return train(config, data, run, resume=has_checkpoint(run), progress=True)
 
 
 def _engines(run_path: Path, data: Path, out: Path, quick: bool) -> list[Made]:

@@ -34,9 +34,10 @@ def write_run_files(
     folder: Path, state: Mapping[str, Tensor], card: ModelCard, config: Mapping[str, Any]
 ) -> None:
     """Write weights, config and card into an existing folder."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / WEIGHTS_FILE)
+    # Not save_file, which makes the file readable by its owner alone.
+    (folder / WEIGHTS_FILE).write_bytes(save({name: tensor.contiguous() for name, tensor in state.items()}))
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     files = {name: sha256(folder / name) for name in (WEIGHTS_FILE, CONFIG_FILE)}
     write_card(replace(card, files=files), folder)

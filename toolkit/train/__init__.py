@@ -1,7 +1,8 @@
 """Training: a recipe becomes a `TrainConfig`, `train` makes a run folder of it."""
 
+from vitkit.train.checkpoint import has_checkpoint
 from vitkit.train.config import TrainConfig, override
 from vitkit.train.loop import train
 from vitkit.train.recipes import RECIPES, recipe_named
 
-__all__ = ["RECIPES", "TrainConfig", "override", "recipe_named", "train"]
+__all__ = ["RECIPES", "TrainConfig", "has_checkpoint", "override", "recipe_named", "train"]

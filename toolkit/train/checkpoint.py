@@ -42,15 +42,21 @@ class Record:
         return max(reversed(self.log), key=lambda row: row["top1"])
 
 
+def has_checkpoint(out: Path) -> bool:
+    """Does `out` hold an unfinished training that can go on?"""
+    return (out / FOLDER / LAST).is_file()
+
+
 def check_out(out: Path, resume: bool) -> None:
     """Refuse a folder that a run cannot start in, or cannot be continued in; raises BadRequest."""
     if out.exists() and not out.is_dir():
         raise BadRequest(f"the output {out} is a file; name a folder")
-    unfinished = (out / FOLDER / LAST).is_file()
+    unfinished = has_checkpoint(out)
     if resume and not unfinished:
         state = "a finished run" if (out / CARD_FILE).is_file() else "no checkpoint"
         raise BadRequest(f"{out} holds {state}, nothing to resume; train into a new folder without --resume")
-    if resume or not out.is_dir() or not any(out.iterdir()):
+    # A kill during the very first checkpoint leaves its folder and nothing to go on from.
+    if resume or not out.is_dir() or (not unfinished and {path.name for path in out.iterdir()} <= {FOLDER}):
         return
     if unfinished:
         raise BadRequest(f"{out} holds an unfinished run; continue it with --resume, or name another folder")
