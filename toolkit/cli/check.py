@@ -34,7 +34,7 @@ def verify(
 ) -> None:
     """Check an engine: its golden pairs, and real images against the float model.
 
-    Tensor error, worst cosine and top-1 agreement are held against limits per precision. A flip between
+    Tensor error, mean cosine and top-1 agreement are held against limits per precision. A flip between
     two classes that the float model itself puts within one point of probability counts as a tie. Exit
     code 1 when the engine is broken.
     """
