@@ -2,8 +2,9 @@
 
     python benchmarks/engines.py [--model ps_vit_ti_14_share] [--calib DIR] [--duration 10] [--threads 1 2]
 
-Prints a table for each thread count. Engines take camera frames and normalise them; the plain export takes
-normalised floats, so the comparison is in its favour.
+Prints a table for each thread count. `plain-float` is benchmarks/plain.py, a PS-ViT written as one would;
+`vitkit-model-plain-float` is vitkit's own module, whose form alone gains. Engines take camera frames and
+normalise them; the plain exports take normalised floats, so the comparison is in their favour.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from plain import PlainPSViT
 
 from vitkit import exporters
 from vitkit.bench import bench, to_markdown
@@ -45,14 +47,14 @@ def moving_model(name: str) -> Source:
     return Source(model.eval(), run_card(name, model.config))
 
 
-def plain_export(source: Source, folder: Path) -> Path:
-    """What `torch.onnx.export` writes by default, as an artifact."""
+def plain_export(module: torch.nn.Module, source: Source, folder: Path) -> Path:
+    """What `torch.onnx.export` writes by default of a module, as an artifact."""
     folder.mkdir()
     side = source.card.image.size[0]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            source.module,
+            module.eval(),
             (torch.zeros(1, 3, side, side),),
             str(folder / "model.onnx"),
             input_names=["image"],
@@ -86,7 +88,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         calibration = calibration_set(options.calib or calibration_folder(work / "photos"), 64)
-        paths = [plain_export(source, work / "plain-float")]
+        plain = PlainPSViT(source.module.config)
+        paths = [
+            plain_export(plain, source, work / "plain-float"),
+            plain_export(source.module, source, work / "vitkit-model-plain-float"),
+        ]
         for target, precision in ENGINES:
             given = calibration if precision == "int8" else None
             out = work / f"{target}-{precision}"

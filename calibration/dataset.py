@@ -38,10 +38,15 @@ class CalibrationSet:
         """SHA-256 over the content of the images in their order; independent of where they lie."""
         return hashlib.sha256("\n".join(self.hashes).encode()).hexdigest()
 
-    def inputs(self, image: ImageSpec) -> Iterator[NDArray[Any]]:
-        """The images as engine inputs (1, ...), through the card's own preparation."""
-        for name in self.files:
-            yield prepare(read_image(self.folder / name), image)[np.newaxis]
+    def inputs(self, image: ImageSpec, batch: int = 1) -> Iterator[NDArray[Any]]:
+        """The images as engine inputs (batch, ...), through the card's own preparation.
+
+        The last batch is filled up with images from the start, so that every one counts.
+        """
+        count = -(-len(self.files) // batch) * batch
+        for start in range(0, count, batch):
+            names = (self.files[i % len(self.files)] for i in range(start, start + batch))
+            yield np.stack([prepare(read_image(self.folder / name), image) for name in names])
 
     def photos(self) -> Iterator[NDArray[np.uint8]]:
         """The images as (H, W, 3) uint8 RGB."""

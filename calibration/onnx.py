@@ -37,12 +37,13 @@ def quantize(
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            self.inputs: Iterator[Any] = calibration.inputs(image)
+            self.inputs: Iterator[Any] = calibration.inputs(image, batch)
 
         def get_next(self) -> dict[str, Any] | None:
             item = next(self.inputs, None)
             return None if item is None else {model.graph.input[0].name: item}
 
+    batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or 1
     constants = {item.name for item in model.graph.initializer}
     names = [node.name for node in model.graph.node]
     products = [n.name for n in model.graph.node if n.op_type == "MatMul" and n.input[1] not in constants]

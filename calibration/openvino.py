@@ -25,15 +25,17 @@ def quantize(
     import nncf
 
     nncf.set_log_level(logging.ERROR)
+    first = model.inputs[0].partial_shape[0]
+    inputs = list(calibration.inputs(image, first.get_length() if first.is_static else 1))
     keep = float_nodes([op.get_friendly_name() for op in model.get_ops()], scopes)
     # Standard output is for results: NNCF draws its progress bars there.
     with redirect_stdout(sys.stderr):
         return nncf.quantize(
             model,
-            nncf.Dataset(list(calibration.inputs(image))),
+            nncf.Dataset(inputs),
             preset=nncf.QuantizationPreset.PERFORMANCE,
             model_type=nncf.ModelType.TRANSFORMER,
-            subset_size=len(calibration.files),
+            subset_size=len(inputs),
             # Not validated: the names include constants and shape operators, which NNCF does not list.
             ignored_scope=nncf.IgnoredScope(names=keep, validate=False),
         )

@@ -8,13 +8,19 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto
 
+from vitkit.runtimes.errors import BadArtifact
+
 _NAMES = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
 _LAYOUT = frozenset(("Reshape", "Transpose", "Split", "Slice", "Squeeze", "Unsqueeze", "Concat", "Expand"))
 
 
 def operators(path: Path) -> Counter[tuple[str, str]]:
     """(operator, precision) -> count. An operator whose data comes out of DequantizeLinear is int8."""
-    model = onnx.shape_inference.infer_shapes(onnx.load(path))
+    # The vendor raises protobuf's own types for files that are no model.
+    try:
+        model = onnx.shape_inference.infer_shapes(onnx.load(path))
+    except Exception as error:
+        raise BadArtifact(f"{path} cannot be read as ONNX: {error}") from None
     values = [*model.graph.value_info, *model.graph.input, *model.graph.output]
     types = {value.name: value.type.tensor_type.elem_type for value in values}
     dequantised = {

@@ -187,6 +187,8 @@ def _name_by_scope(model: Any) -> None:
             if id(value) not in keep:
                 value.name = node.name if i == 0 else f"{node.name}:{i}"
     for value in list(model.graph.initializers.values()):
+        if not value.uses():
+            continue
         user, position = value.uses()[0]
         from_torch = value.name.startswith("model.")
         value.name = value.name.removeprefix("model.") if from_torch else f"{user.name}:in{position}"

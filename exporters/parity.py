@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitkit.exporters.golden import read_golden
-from vitkit.runtimes.card import ImageSpec
+from vitkit.runtimes.card import ImageSpec, ModelCard
 from vitkit.runtimes.decode import softmax
 from vitkit.runtimes.engine import Engine, Outputs
-from vitkit.runtimes.errors import BadArtifact
+from vitkit.runtimes.errors import BadArtifact, BadRequest
 
 # Two classes whose probabilities the float model itself puts this close are a tie, and a flip between
 # them says nothing about the engine.
@@ -168,6 +168,22 @@ def check_golden(engine: Engine) -> Parity:
     return compare(
         "golden", reference, engine.run_batched(inputs), engine.card.precision, logits=_logits(engine)
     )
+
+
+def check_reference(card: ModelCard, reference: ModelCard) -> None:
+    """Refuse to compare an engine with anything but a float form of the same network; raises BadRequest."""
+    if reference.precision != "fp32":
+        raise BadRequest(f"--against is a {reference.precision} engine; name the run, or an fp32 engine")
+    ours, theirs = (
+        (c.image.size, [(s.name, s.shape[1:]) for s in c.outputs], c.labels) for c in (card, reference)
+    )
+    if ours != theirs:
+        raise BadRequest(
+            f"--against is another network: {reference.name} for {reference.image.size} with outputs "
+            f"{', '.join(map(str, reference.outputs))}, the engine is {card.name} for {card.image.size} with "
+            f"{', '.join(map(str, card.outputs))}"
+            + ("; their labels differ" if card.labels != reference.labels else "")
+        )
 
 
 def check_photos(

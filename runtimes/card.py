@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from vitkit.runtimes.errors import BadArtifact
 
 FORMAT = 1
 CARD_FILE = "card.json"
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 DTYPES = ("uint8", "int32", "int64", "float16", "float32")
 
 
@@ -125,14 +127,17 @@ def read_card(folder: Path) -> ModelCard:
     field that is missing, unknown or of the wrong type.
     """
     path = folder / CARD_FILE
-    if not folder.is_dir():
-        what = "is a file" if folder.exists() else "does not exist"
+    try:
+        what = None if folder.is_dir() else "is a file" if folder.exists() else "does not exist"
+    except (OSError, ValueError) as error:
+        what = f"cannot be opened ({error})"
+    if what:
         raise BadArtifact(f"{folder} {what}; an artifact is a folder that holds {CARD_FILE}")
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
+        body = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
     except FileNotFoundError:
         raise BadArtifact(f"{folder} holds no {CARD_FILE}: it is not a vitkit artifact or run") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadArtifact(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(body, dict):
         raise BadArtifact(f"{path} holds a {type(body).__name__}; a card is a JSON object")
@@ -148,6 +153,12 @@ def read_card(folder: Path) -> ModelCard:
         return _card_from(body)
     except (TypeError, ValueError) as error:
         raise BadArtifact(f"{path}: {error}") from None
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a key occurs twice in one object")
+    return dict(pairs)
 
 
 def _card_from(body: dict[str, Any]) -> ModelCard:
@@ -166,6 +177,11 @@ def _card_from(body: dict[str, Any]) -> ModelCard:
         _need(isinstance(getattr(card, name), str), f"{name!r} is {getattr(card, name)!r}, not a string")
     for name in ("decode", "files", "options", "provenance"):
         _need(isinstance(getattr(card, name), dict), f"{name!r} is not an object")
+    _need(
+        card.precision in PRECISIONS, f"'precision' is {card.precision!r}; known are {', '.join(PRECISIONS)}"
+    )
+    for name, value in card.decode.items():
+        _need(isinstance(value, str), f"'decode.{name}' is {value!r}, not a string")
     for name, digest in card.files.items():
         inside = bool(name) and "/" not in name and "\\" not in name and name not in (".", "..")
         _need(inside, f"'files' names {name!r}, which is not a plain file name")
@@ -220,7 +236,7 @@ def _tensors(value: Any, where: str) -> tuple[TensorSpec, ...]:
 
 def _numbers(value: Any, count: int, where: str) -> tuple[Any, ...]:
     good = isinstance(value, list) and len(value) == count
-    good = good and all(isinstance(item, (int, float)) and not isinstance(item, bool) for item in value)
+    good = good and all(type(item) in (int, float) and math.isfinite(item) for item in value)
     _need(good, f"{where} is {value!r}, not {count} numbers")
     return tuple(value)
 
@@ -267,6 +283,9 @@ def check_files(folder: Path, card: ModelCard) -> None:
             wrong.append(
                 f"{name} ({path.stat().st_size} bytes) has SHA-256 {found[:8]}..., not {expected[:8]}..."
             )
+    for path in folder.glob(f"{Path(card.engine).stem}.*") if card.engine else ():
+        if path.name not in card.files:
+            wrong.append(f"{path.name} is not in the card")
     if wrong:
         raise BadArtifact(f"{folder} is not what was exported: {'; '.join(wrong)}. Export or copy it again")
 

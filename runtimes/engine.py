@@ -18,6 +18,7 @@ from vitkit.runtimes.image import check_image, placement, prepare, read_image
 
 Feeds = Mapping[str, NDArray[Any]]
 Outputs = dict[str, NDArray[Any]]
+MAX_THREADS = 1024
 
 
 class Session(Protocol):
@@ -122,6 +123,8 @@ class Engine:
         """
         if self._closed:
             raise BadRequest(self._closed_text)
+        if not isinstance(feeds, Mapping):
+            raise BadInput(f"feeds are a {type(feeds).__name__}; wanted a dictionary of arrays by name")
         for name, dtype, shape, floating in self._checks:
             array = feeds.get(name)
             if (
@@ -143,7 +146,7 @@ class Engine:
 
     def _explain(self, feeds: Feeds) -> str:
         wanted = {spec.name: spec for spec in self.card.inputs}
-        if unknown := sorted(set(feeds) - set(wanted)):
+        if unknown := sorted(set(feeds) - set(wanted), key=str):
             return f"unknown input {unknown[0]!r}; this engine takes {', '.join(map(str, wanted.values()))}"
         for name, spec in wanted.items():
             if name not in feeds:
@@ -162,6 +165,8 @@ class Engine:
 
     def prepare(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[Any]:
         """Photographs (H, W, 3) uint8 RGB -> the batch (len(images), ...) that `run` takes."""
+        if not isinstance(images, (list, tuple)) or not images:
+            raise BadInput("images must be a list of at least one array")
         return np.stack([prepare(image, self.card.image) for image in images])
 
     def __call__(self, image: Any) -> Any:
@@ -198,6 +203,8 @@ class Engine:
         copies of its last input, and their outputs dropped.
         """
         name = self.card.inputs[0].name
+        if not isinstance(inputs, np.ndarray) or inputs.ndim == 0 or len(inputs) == 0:
+            raise BadInput("inputs must be an array of at least one prepared image")
         size = self.batch or len(inputs)
         parts = []
         for start in range(0, len(inputs), size):
@@ -224,6 +231,12 @@ class Engine:
         self.close()
 
 
+def check_threads(threads: int | None) -> None:
+    """Raises BadRequest for a number of threads that no machine has."""
+    if threads is not None and (type(threads) is not int or not 1 <= threads <= MAX_THREADS):
+        raise BadRequest(f"threads is {threads!r}; it must be a whole number from 1 to {MAX_THREADS}")
+
+
 def open_engine(path: str | Path, *, threads: int | None = None, device: str = "cpu") -> Engine:
     """Open an artifact folder for running.
 
@@ -233,8 +246,11 @@ def open_engine(path: str | Path, *, threads: int | None = None, device: str = "
     Raises BadArtifact where the folder is damaged, foreign or newer; MissingBackend where the vendor's
     package is not installed; DeviceError where the device is absent or cannot run this engine.
     """
-    if threads is not None and (type(threads) is not int or threads < 1):
-        raise BadRequest(f"threads is {threads!r}; it must be a whole number of at least 1")
+    check_threads(threads)
+    if not isinstance(path, (str, Path)):
+        raise BadRequest(f"the artifact is a {type(path).__name__}; name its folder as text or a Path")
+    if not isinstance(device, str):
+        raise BadRequest(f"device is {device!r}; it must be a name such as 'cpu'")
     artifact = read_artifact(path)
     decoder(artifact.card)
     _check_image(artifact.card, artifact.path)

@@ -5,38 +5,84 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from vitkit.runtimes.card import CARD_FILE
-from vitkit.runtimes.errors import BadRequest
+from vitkit.runtimes.card import CARD_FILE, read_card
+from vitkit.runtimes.errors import BadArtifact, BadRequest
+
+# The one file of a run that its card does not list, because it grows.
+LOG_FILE = "log.json"
 
 
-def check_output_folder(out: Path) -> None:
-    """Refuse an output folder that holds something vitkit did not write; raises BadRequest."""
-    if out.exists() and not out.is_dir():
-        raise BadRequest(f"the output {out} is a file; name a folder")
-    if out.is_dir() and any(out.iterdir()) and not (out / CARD_FILE).is_file():
-        raise BadRequest(f"the output folder {out} holds other files; name a new folder, or empty it first")
+def check_output_folder(out: Path, *, inputs: Iterable[Path] = ()) -> None:
+    """Refuse an output folder that cannot be written, or that would cost the user something.
+
+    Only an artifact or run that vitkit wrote itself, with nothing beside it, may be replaced; none of the
+    `inputs` may lie in it. Raises BadRequest.
+    """
+    try:
+        place = out.resolve()
+        if place.exists() and not place.is_dir():
+            raise BadRequest(f"the output {out} is a file; name a folder")
+        for given in inputs:
+            if given.resolve().is_relative_to(place):
+                raise BadRequest(f"the output folder {out} holds {given}, which is read; name another folder")
+        if place.is_dir() and any(place.iterdir()) and not _is_ours(place):
+            raise BadRequest(f"the output folder {out} holds other files; name another, or empty it")
+        check_writable(place)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise BadRequest(f"the output folder {out} cannot be used: {error}") from None
+
+
+def check_writable(out: Path) -> None:
+    """Refuse a path that could not be made, before any work is spent on it; raises BadRequest."""
+    try:
+        place = out.resolve()
+        above = next(parent for parent in (place, *place.parents) if parent.exists())
+        folder = above if above.is_dir() else above.parent
+        if folder != above and place != above:
+            raise BadRequest(f"{out} cannot be written: {above} is a file")
+        # Tried, not asked: some file systems say yes and mean no.
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".vitkit."):
+            pass
+    except (OSError, RuntimeError, ValueError) as error:
+        raise BadRequest(f"{out} cannot be written: {error}") from None
+
+
+def _is_ours(folder: Path) -> bool:
+    try:
+        card = read_card(folder)
+    except BadArtifact:
+        return False
+    return {path.name for path in folder.iterdir()} <= {*card.files, CARD_FILE, LOG_FILE}
 
 
 @contextmanager
 def atomic_folder(out: Path) -> Iterator[Path]:
     """A temporary folder that takes the place of `out` when the block ends well, and vanishes otherwise.
 
-    An earlier artifact or run at `out` is replaced. Raises BadRequest where `out` holds anything else.
+    An earlier artifact or run at `out` is replaced. Raises BadRequest where `out` holds anything else, or
+    cannot be written.
     """
     check_output_folder(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    place = out.resolve()
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=".vitkit.", dir=place.parent))
+    except OSError as error:
+        raise BadRequest(f"the output folder {out} cannot be made: {error}") from None
     try:
         new, old = work / "new", work / "old"
         new.mkdir()
         yield new
-        if out.exists():
-            out.rename(old)
-        new.rename(out)
+        try:
+            if place.exists():
+                place.rename(old)
+            new.rename(place)
+        except OSError as error:
+            raise BadRequest(f"the output folder {out} cannot be made: {error}") from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -49,5 +95,6 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise BadRequest(f"cannot write {path}: {error.strerror}") from None

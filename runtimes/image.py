@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from vitkit.runtimes.errors import BadInput, MissingBackend
 Image = NDArray[np.uint8]
 
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"))
+# Beyond it, an image that covers the engine's input would not fit into memory.
+MAX_ASPECT = 100
 
 
 @dataclass(frozen=True)
@@ -60,11 +63,13 @@ def read_image(path: str | Path) -> Image:
     """
     pil = _pillow()
     try:
-        with pil.Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):
-                raise BadInput(
-                    f"{path} has pixels of mode {image.mode}; convert it to 8 bits a channel first"
-                )
+        with warnings.catch_warnings(), pil.Image.open(path) as image:
+            # From 90 megapixels on Pillow warns; it refuses what can only be an attack by itself.
+            warnings.simplefilter("ignore")
+            # Pillow calls 16-bit colour plain RGB; the decoder's raw mode tells.
+            deep = any(";16" in str(tile[3]) for tile in image.tile)
+            if deep or image.mode.startswith(("I", "F")):
+                raise BadInput(f"{path} has more than 8 bits a channel ({image.mode}); convert it first")
             return np.asarray(pil.ImageOps.exif_transpose(image).convert("RGB"))
     except BadInput:
         raise
@@ -95,6 +100,8 @@ def check_image(image: object, what: str = "the image") -> Image:
         raise BadInput(f"{what} has shape {image.shape}; it must be (height, width, 3), RGB")
     if 0 in image.shape:
         raise BadInput(f"{what} has shape {image.shape}: it is empty")
+    if max(image.shape[:2]) > MAX_ASPECT * min(image.shape[:2]):
+        raise BadInput(f"{what} has shape {image.shape}: it is over {MAX_ASPECT} times longer than wide")
     return image
 
 

@@ -94,7 +94,7 @@ def open_session(artifact: Artifact, *, threads: int | None, device: str) -> Ope
             f"OpenVINO has no device {device!r} here; it has {', '.join(found.lower() for found in here)}"
         )
     hints = artifact.card.options.get("precision_hints", ["f32"])
-    if not isinstance(hints, list) or not hints or not set(hints) <= set(_CAPABILITY):
+    if not isinstance(hints, list) or not hints or any(str(hint) not in _CAPABILITY for hint in hints):
         raise BadArtifact(
             f"{artifact.path}: options.precision_hints is {hints!r}; known are {', '.join(_CAPABILITY)}"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -18,9 +19,8 @@ from vitkit.runtimes.image import find_images, read_image, resize_and_crop, samp
 
 
 def test_preparation_equals_torchvision_on_every_photo(real_photos):
-    from torchvision.transforms import v2
-
-    import vitkit.torchvision_shim  # noqa: F401
+    import_module("vitkit.torchvision_shim")
+    v2 = import_module("torchvision.transforms.v2")
 
     steps = v2.Compose([v2.Resize(248, interpolation=v2.InterpolationMode.BICUBIC), v2.CenterCrop(224)])
     files = find_images(real_photos)

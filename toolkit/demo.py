@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vitkit.cli.show import progress_bar, say
 from vitkit.evaluate import Accuracy, evaluate, open_network
+from vitkit.runtimes.files import check_writable
 
 if TYPE_CHECKING:
     from vitkit.bench import BenchReport
@@ -44,6 +45,7 @@ def run_demo(out: Path, *, quick: bool = False) -> Path:
     Raises what the steps raise. A data set or a finished run from an earlier demo is used again.
     """
     seconds: dict[str, float] = {}
+    check_writable(out)
     out.mkdir(parents=True, exist_ok=True)
     with _step("data", seconds):
         data = _data(out / "data", quick)

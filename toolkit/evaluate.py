@@ -38,18 +38,19 @@ class Accuracy:
 
 def open_network(path: Path, threads: int | None = None) -> Network:
     """Open a run folder (in torch) or an artifact (in its engine). Raises BadArtifact."""
+    from vitkit.runtimes.engine import check_threads, open_engine
+
     if read_card(path).target == "torch":
         from vitkit.exporters.source import Source
         from vitkit.runs import load_run
 
+        check_threads(threads)
         run = load_run(path)
         if threads:
             import torch
 
             torch.set_num_threads(threads)
         return Network(run.card, Source(run.model, run.card).predict, lambda: None)
-    from vitkit.runtimes.engine import open_engine
-
     engine = open_engine(path, threads=threads)
     return Network(engine.card, engine.run_batched, engine.close)
 

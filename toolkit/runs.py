@@ -58,19 +58,27 @@ def load_run(path: Path) -> Run:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from vitkit.models import build
+    from vitkit.models import build, run_card
 
     card = read_card(path)
     if card.target != "torch":
         raise BadArtifact(
             f"{path} is an artifact for {card.target!r}; name the training run it was made from"
         )
+    if WEIGHTS_FILE not in card.files:
+        raise BadArtifact(f"{path}: the card does not list {WEIGHTS_FILE}")
     check_files(path, card)
     try:
         model = build(card.provenance["model"], **card.provenance["options"])
         model.load_state_dict(load_file(path / WEIGHTS_FILE))
-    except (KeyError, TypeError, OSError, RuntimeError, SafetensorError, BadRequest) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError, OSError, RuntimeError) as error:
+        raise BadArtifact(f"{path} does not hold a whole run: {str(error)[:300]}") from None
+    except (SafetensorError, BadRequest) as error:
         raise BadArtifact(f"{path} does not hold a whole run: {error}") from None
+    own = run_card(card.name, model.config)
+    described = (card.inputs, card.outputs, card.image.layout, card.image.dtype, dict(card.decode))
+    if described != (own.inputs, own.outputs, own.image.layout, own.image.dtype, dict(own.decode)):
+        raise BadArtifact(f"{path}: the card does not describe the model that it names")
     return Run(model.eval(), card, path)
 
 

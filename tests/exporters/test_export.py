@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -82,7 +84,7 @@ def test_what_is_constant_is_folded():
 
 
 @pytest.mark.parametrize(
-    "options", [{"image_size": 50, "n": 5}, {"image_size": 72, "n": 6, "share": False, "iterations": 2}]
+    "options", [{"image_size": 50, "n": 5, "iterations": 1}, {"n": 6, "share": False, "iterations": 2}]
 )
 @pytest.mark.parametrize("target", exporters.TARGETS)
 def test_other_sizes_and_grids_export_too(options, target, tmp_path):
@@ -92,6 +94,45 @@ def test_other_sizes_and_grids_export_too(options, target, tmp_path):
     _, checks = exporters.export(source, tmp_path / "a", target=target, precision="fp32", photos=photos)
     assert [check.name for check in checks] == ["golden", "photos"]
     assert all(check.error < 1e-4 and check.others["points"] < 1e-3 for check in checks)
+
+
+@pytest.mark.parametrize("target", exporters.TARGETS)
+def test_int8_of_a_fixed_batch_is_calibrated_on_whole_batches(
+    target, source, calibration, artifact_of, tmp_path
+):
+    photos = [(str(i), photo) for i, photo in enumerate(generated_photos(7, seed=6))]
+    _, checks = exporters.export(
+        source,
+        tmp_path / "a",
+        target=target,
+        precision="int8",
+        calibration=calibration,
+        batch=5,
+        photos=photos,
+    )
+    assert checks[1].images == 7
+    assert [x.shape[0] for x in calibration.inputs(source.card.image, 5)] == [5] * 5
+
+
+def test_an_export_never_costs_the_user_anything(source, run_folder, tmp_path):
+    shutil.copytree(run_folder, tmp_path / "run")
+    (tmp_path / "run" / "data").mkdir()
+    with pytest.raises(BadRequest, match="other files"):
+        exporters.export(source, tmp_path / "run", target="onnx", precision="fp32")
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "card.json").write_text("{}")
+    (tmp_path / "precious" / "thesis.txt").write_text("precious")
+    with pytest.raises(BadRequest, match="other files"):
+        exporters.export(source, tmp_path / "precious", target="onnx", precision="fp32")
+    for place in ("/proc/x/y", tmp_path / "precious" / "thesis.txt" / "a", tmp_path / ("a" * 300)):
+        with pytest.raises(BadRequest):
+            exporters.export(source, Path(place), target="onnx", precision="fp32")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    exporters.export(source, tmp_path / "link", target="onnx", precision="fp32")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "empty" / "model.onnx").is_file()
 
 
 def test_a_broken_engine_is_not_written(source, tmp_path, monkeypatch):

@@ -73,6 +73,9 @@ def write_body(folder, change):
         (lambda b: b["image"].update(size=[4, -1]), "image.size"),
         (lambda b: b["image"].update(std=[0, 1, 1]), "image.std"),
         (lambda b: b["image"].update(crop_pct=0), "crop_pct"),
+        (lambda b: b["image"].update(mean=[float("nan"), 0, 0]), "image.mean"),
+        (lambda b: b.update(precision="int4"), "int4"),
+        (lambda b: b.update(decode={"logits": []}), "decode.logits"),
         (lambda b: b["image"].update(layout="HWC"), "HWC"),
         (lambda b: b.update(labels="ab"), "labels"),
         (lambda b: b.update(label_ids=["a"]), "2 labels but 1"),
@@ -91,7 +94,9 @@ def test_a_bad_card_is_named(tmp_path, change, words):
     assert CARD_FILE in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "\xff\xfe", '{"format": 1}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", "[" * 100_000, '{"a": 1, "a": 2}', "\xff\xfe", '{"format": 1}']
+)
 def test_damaged_json_is_a_bad_artifact(tmp_path, text):
     (tmp_path / CARD_FILE).write_bytes(text.encode("latin-1"))
     with pytest.raises(BadArtifact):

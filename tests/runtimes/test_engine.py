@@ -98,6 +98,9 @@ def feeds_of(engine):
     ("make", "words"),
     [
         (lambda x: {}, "missing"),
+        (lambda x: None, "dictionary"),
+        (lambda x: [x], "dictionary"),
+        (lambda x: {None: x, 3: x}, "unknown"),
         (lambda x: {"image": x, "more": x}, "more"),
         (lambda x: {"picture": x}, "picture"),
         (lambda x: {"image": x.tolist()}, "list"),
@@ -244,7 +247,10 @@ def test_unknown_devices_and_threads_are_refused(artifact_of):
     for target in TARGETS:
         with pytest.raises(DeviceError, match="cpu"):
             vitkit.open_engine(artifact_of(target, "fp32"), device="toaster")
-    for threads in (0, -1, 1.5, True):
+    for path in (None, 3, b"x"):
+        with pytest.raises(BadRequest, match="artifact is a"):
+            vitkit.open_engine(path)
+    for threads in (0, -1, 1.5, True, 10**12):
         with pytest.raises(BadRequest, match="threads"):
             vitkit.open_engine(artifact_of("onnx", "fp32"), threads=threads)
 

@@ -108,6 +108,27 @@ def test_every_wrong_tensor_is_named(tmp_path):
         assert words in str(error.value)
 
 
+def test_only_plain_floats_are_weights(tmp_path, model):
+    state = theirs(model)
+    for name, value in {
+        "int": state["head.weight"].to(torch.int8),
+        "complex": state["head.weight"].to(torch.complex64),
+        "huge": torch.full_like(state["head.weight"], 1e300, dtype=torch.float64),
+        "sparse": state["head.weight"].to_sparse(),
+    }.items():
+        torch.save({**state, "head.weight": value}, tmp_path / f"{name}.pth")
+        with pytest.raises(BadInput, match=r"head\.weight (is|holds)"):
+            load(tmp_path / f"{name}.pth", model)
+    torch.save({**state, "stem.1.running_var": -state["stem.1.running_var"]}, tmp_path / "negative.pth")
+    with pytest.raises(BadInput, match="variance"):
+        load(tmp_path / "negative.pth", model)
+    endless: dict = {}
+    endless["model"] = endless
+    torch.save(endless, tmp_path / "endless.pth")
+    with pytest.raises(BadInput, match="dictionary of tensors"):
+        load(tmp_path / "endless.pth", model)
+
+
 class Evil:
     def __reduce__(self):
         return os.mkdir, (os.environ["EVIL_FOLDER"],)

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -188,6 +189,43 @@ def broken_copy(artifact, folder):
     return folder
 
 
+def test_nothing_that_is_read_is_written_over(tmp_path, run_folder, artifact_of, photo_folder):
+    shutil.copytree(run_folder, tmp_path / "run")
+    err = vitkit("export", tmp_path / "run", "--target", "onnx", "-o", tmp_path / "run", code=2)[1]
+    assert "which is read" in err
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+    shutil.copy(photo_folder / "more/00.png", tmp_path / "a.png")
+    before = (tmp_path / "a.png").read_bytes()
+    assert (
+        "in the way"
+        in vitkit("predict", artifact_of("onnx", "fp32"), tmp_path / "a.png", "-o", tmp_path, code=2)[1]
+    )
+    assert (tmp_path / "a.png").read_bytes() == before
+    names = ["a-2.png", "a.png", "b/a.png"]
+    for name in names:
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(before)
+    vitkit(
+        "predict", artifact_of("onnx", "fp32"), *(tmp_path / "in" / n for n in names), "-o", tmp_path / "out"
+    )
+    assert len(list((tmp_path / "out").iterdir())) == 3
+
+
+def test_verify_refuses_another_network(artifact_of, tmp_path):
+    from vitkit.runs import save_run, untrained_run
+
+    fp32 = artifact_of("onnx", "fp32")
+    for name, options in (
+        ("classes", {"num_classes": 5}),
+        ("size", {"image_size": 32}),
+        ("points", {"n": 5}),
+    ):
+        other = untrained_run("ps_vit_nano", options)
+        save_run(tmp_path / name, other.model, other.card, {})
+        assert "another network" in vitkit("verify", fp32, "--against", tmp_path / name, code=2)[1]
+    assert "int8" in vitkit("verify", fp32, "--against", artifact_of("onnx", "int8"), code=2)[1]
+
+
 BAD_CALLS = {
     "no such model": (["export", "resnet", "--untrained", "--target", "onnx", "-o", "a"], "resnet"),
     "name without untrained": (["export", "ps_vit_nano", "--target", "onnx", "-o", "a"], "--untrained"),
@@ -266,7 +304,8 @@ def test_a_broken_engine_exits_with_1_and_a_damaged_one_with_2(artifact_of, run_
     from vitkit.runs import save_run, untrained_run
 
     other = untrained_run("ps_vit_nano", {}, seed=5)
-    save_run(tmp_path / "other", other.model, other.card, {})
+    labels = tuple(f"class {i}" for i in range(10))
+    save_run(tmp_path / "other", other.model, replace(other.card, labels=labels), {})
     out, err = vitkit("verify", artifact_of("onnx", "fp32"), "--against", tmp_path / "other", code=1)
     assert "mean cosine" in out
     assert "does not do what the float model does" in err

@@ -40,17 +40,20 @@ def verify(
     """
     from vitkit.evaluate import open_network
     from vitkit.exporters.golden import generated_photos
-    from vitkit.exporters.parity import check_golden, check_photos
+    from vitkit.exporters.parity import check_golden, check_photos, check_reference
     from vitkit.runtimes.engine import open_engine
     from vitkit.runtimes.errors import BadRequest
     from vitkit.runtimes.image import sample_photos
 
+    if count < 1:
+        raise BadRequest(f"--count is {count}; it must be at least 1")
     if images and not against:
         raise BadRequest("--images needs the float model to compare with: add --against RUN")
     with open_engine(artifact) as engine:
         checks = [check_golden(engine)]
         if against:
             reference = open_network(against)
+            check_reference(engine.card, reference.card)
             photos = (
                 sample_photos(images, count)
                 if images
@@ -138,7 +141,10 @@ def bench(
     from rich.console import Console
 
     from vitkit import bench as benchmark
+    from vitkit.runtimes.files import check_writable
 
+    if json:
+        check_writable(json)
     with progress_bar("measuring") as progress:
         reports = benchmark.bench(
             artifacts,

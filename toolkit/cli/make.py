@@ -88,7 +88,7 @@ def import_(
     from vitkit.runtimes.card import sha256
     from vitkit.runtimes.files import check_output_folder
 
-    check_output_folder(out)
+    check_output_folder(out, inputs=[file])
     model_info(model)
     network = load_checkpoint(file, format, model, key_values(option or [], "--option"))
     card = run_card(model, network.config, *_imagenet_labels(network.config.num_classes))
@@ -162,7 +162,8 @@ def export(
     size = None if dynamic_batch else batch
     exporters.check_request(target, precision, input=input, batch=size, opset=opset)
     exporters.check_calibration(precision, calib is not None)
-    check_output_folder(out)
+    read = [Path(source)] if not untrained else []
+    check_output_folder(out, inputs=[*read, *(given for given in (calib, images, golden_from) if given)])
     calibration = calibration_set(calib, calib_count, calib_seed) if calib else None
     golden = sample_photos(golden_from, 4) if golden_from else None
     photos = sample_photos(images, 64) if images else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 from typing import Annotated, Optional
@@ -32,17 +33,15 @@ def predict(
     """
     from vitkit.draw import draw_classification
     from vitkit.runtimes.engine import open_engine
-    from vitkit.runtimes.errors import BadRequest
     from vitkit.runtimes.image import read_image
 
     photos = [read_image(path) for path in images]
-    if out is not None and out.exists() and not out.is_dir():
-        raise BadRequest(f"the output {out} is a file; name a folder")
+    names = _file_names(images)
     with open_engine(artifact) as engine:
+        if out is not None:
+            _check_pictures(out, names, images)
         results = engine(photos)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        names = _file_names(images)
         for name, photo, result in zip(names, photos, results, strict=True):
             draw_classification(photo, result).save(out / name)
         say(f"{len(names)} pictures in {out}")
@@ -60,12 +59,25 @@ def predict(
 
 def _file_names(images: list[Path]) -> list[str]:
     """A PNG name for each image, numbered where two images share theirs."""
-    seen: dict[str, int] = {}
-    names = []
+    names: list[str] = []
     for path in images:
-        seen[path.stem] = seen.get(path.stem, 0) + 1
-        names.append(f"{path.stem}.png" if seen[path.stem] == 1 else f"{path.stem}-{seen[path.stem]}.png")
+        numbered = (f"{path.stem}-{i}.png" for i in itertools.count(2))
+        names.append(next(n for n in itertools.chain([f"{path.stem}.png"], numbered) if n not in names))
     return names
+
+
+def _check_pictures(out: Path, names: list[str], images: list[Path]) -> None:
+    """Make the folder for pictures; raises BadRequest where it cannot be, or where one would hit an input."""
+    from vitkit.runtimes.errors import BadRequest
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        read = {path.resolve() for path in images}
+        for name in names:
+            if (out / name).resolve() in read or (out / name).is_dir():
+                raise BadRequest(f"{out / name} is in the way of a picture; name another folder")
+    except OSError as error:
+        raise BadRequest(f"the pictures cannot be written to {out}: {error}") from None
 
 
 @app.command()

@@ -19,6 +19,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from vitkit.runtimes.errors import BadRequest
+from vitkit.runtimes.files import check_writable
 
 Array = NDArray[np.float64]
 
@@ -192,6 +193,7 @@ def _check_request(out: Path, counts: dict[str, int], size: int, seed: int) -> N
         raise BadRequest(f"size is {size}; shapes need at least {MIN_SIZE} pixels")
     if seed < 0:
         raise BadRequest(f"seed is {seed}; it must not be negative")
+    check_writable(out)
     if out.exists() and not out.is_dir():
         raise BadRequest(f"the output {out} is a file; name a folder")
     if out.is_dir() and any(out.iterdir()):

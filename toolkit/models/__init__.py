@@ -68,7 +68,7 @@ def configure(name: str, options: Mapping[str, Any]) -> PSViTConfig:
             raise BadRequest(f"{name} has no option {key!r}; the options are {', '.join(known)}")
         try:
             values[key] = _parse(value, known[key])
-        except ValueError:
+        except (ValueError, OverflowError):
             raise BadRequest(f"option {key}={value!r} is not a {known[key].__name__}") from None
     try:
         return replace(config, **values)
@@ -76,8 +76,10 @@ def configure(name: str, options: Mapping[str, Any]) -> PSViTConfig:
         raise BadRequest(f"{name}: {error}") from None
 
 
-def _parse(value: Any, kind: type) -> Any:
-    if isinstance(value, kind) or not isinstance(value, str):
+def _parse(value: Any, kind: Any) -> Any:
+    if not isinstance(value, str):
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            raise ValueError(value)
         return kind(value)
     if kind is bool:
         if value.lower() not in ("true", "false"):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 # Where checkpoints keep the weights beside optimiser states and epochs.
 _NESTS = ("model", "state_dict")
+_DEPTH = 4
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -32,13 +33,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise BadInput(f"the checkpoint {path} does not exist or is not a file")
     body = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    while isinstance(body, Mapping) and not _is_state_dict(body):
+    for _ in range(_DEPTH):
+        if not isinstance(body, Mapping) or _is_state_dict(body):
+            break
         nested = next((body[key] for key in _NESTS if isinstance(body.get(key), Mapping)), None)
         if nested is None:
             found = ", ".join(map(str, list(body)[:8])) or "nothing"
             raise BadInput(f"{path} holds no weights: neither tensors nor {' or '.join(_NESTS)}, but {found}")
         body = nested
-    if not isinstance(body, Mapping):
+    if not isinstance(body, Mapping) or not _is_state_dict(body):
         raise BadInput(f"{path} holds a {type(body).__name__}; a checkpoint is a dictionary of tensors")
     prefix = "module." if all(name.startswith("module.") for name in body) else ""
     return {name[len(prefix) :]: tensor for name, tensor in body.items()}
@@ -138,16 +141,35 @@ def _problems(
         if not present and not key.endswith("num_batches_tracked"):
             problems.append(f"{sources[0]} is missing")
         for source in present[1:]:
-            if not torch.equal(tensors[source], tensors[present[0]]):
+            if not _trouble(source, tensors[source]) and not torch.equal(
+                tensors[source], tensors[present[0]]
+            ):
                 problems.append(f"{source} differs from {present[0]}, with which the model shares it")
     for source, tensor in tensors.items():
         if source not in expected:
             problems.append(f"{source} is extra")
         elif tuple(tensor.shape) != expected[source]:
             problems.append(f"{source} is {list(tensor.shape)}, not {list(expected[source])}")
-        elif not torch.isfinite(tensor).all():
-            problems.append(f"{source} holds NaN or infinite values")
+        elif trouble := _trouble(source, tensor):
+            problems.append(f"{source} {trouble}")
     return problems
+
+
+def _trouble(name: str, tensor: Tensor) -> str | None:
+    """Why a tensor is no weight, or None."""
+    import torch
+
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested or tensor.is_meta:
+        return "is no plain tensor (sparse, quantised, nested or without data)"
+    if name.endswith("num_batches_tracked"):
+        return None
+    if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        return f"is {str(tensor.dtype).removeprefix('torch.')}, not a float"
+    if not torch.isfinite(tensor.float()).all():
+        return "holds NaN or infinite values"
+    if name.endswith("running_var") and (tensor < 0).any():
+        return "is negative; a variance cannot be"
+    return None
 
 
 IMPORTERS = {"psvit": load_psvit}

@@ -6,11 +6,15 @@ column-major; the network is permutation-equivariant over points, so only dumps 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+# Two feature-map pixels a side: with one, there is nothing to interpolate between.
+MIN_IMAGE_SIZE = 5
+MAX_OPTION = 10_000
 
 
 @dataclass(frozen=True)
@@ -37,12 +41,13 @@ class PSViTConfig:
     drop_path: float = 0.0
 
     def __post_init__(self) -> None:
-        numbers = {name: getattr(self, name) for name in ("num_classes", "image_size", "n", "dim", "heads")}
-        for name, value in {**numbers, "iterations": self.iterations}.items():
-            if value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
-        if self.encoder_layers < 0:
-            raise ValueError(f"encoder_layers is {self.encoder_layers}; it must not be negative")
+        least = {"encoder_layers": 0, "image_size": MIN_IMAGE_SIZE}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if type(value) is int and not least.get(field.name, 1) <= value <= MAX_OPTION:
+                raise ValueError(
+                    f"{field.name} is {value}; it must be {least.get(field.name, 1)} to {MAX_OPTION}"
+                )
         for name, value in {"dropout": self.dropout, "drop_path": self.drop_path}.items():
             if not 0 <= value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 0 and under 1")

@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 
 from vitkit.runtimes.card import CARD_FILE
 from vitkit.runtimes.errors import BadArtifact, BadRequest
+from vitkit.runtimes.files import check_writable
 
 FOLDER = "checkpoint"
 LAST, BEST = "last.safetensors", "best.safetensors"
@@ -49,6 +50,7 @@ def has_checkpoint(out: Path) -> bool:
 
 def check_out(out: Path, resume: bool) -> None:
     """Refuse a folder that a run cannot start in, or cannot be continued in; raises BadRequest."""
+    check_writable(out)
     if out.exists() and not out.is_dir():
         raise BadRequest(f"the output {out} is a file; name a folder")
     unfinished = has_checkpoint(out)

@@ -47,8 +47,8 @@ class TrainConfig:
         limits = {
             "epochs": (1, math.inf),
             "batch_size": (1, math.inf),
-            "lr": (0, math.inf),
-            "weight_decay": (0, math.inf),
+            "lr": (0, 100),
+            "weight_decay": (0, 100),
             "warmup_epochs": (0, math.inf),
             "label_smoothing": (0, 0.99),
             "clip_norm": (1e-6, math.inf),

@@ -23,12 +23,12 @@ from vitkit.models import build, configure, run_card
 from vitkit.runs import CONFIG_FILE, WEIGHTS_FILE, write_run_files
 from vitkit.runtimes.card import CARD_FILE, ImageSpec, ModelCard
 from vitkit.runtimes.errors import BadInput, BadRequest
+from vitkit.runtimes.files import LOG_FILE
 from vitkit.train import checkpoint
 from vitkit.train.checkpoint import Record, Row
 from vitkit.train.config import TrainConfig
 from vitkit.train.images import ImageSet, Splits, augment, find_splits, fingerprint, load_images, normalise
 
-LOG_FILE = "log.json"
 _NAMED_FILES = 8
 # Called after each step with the mean loss so far, the learning rate and the images per second.
 Report = Callable[[float, float, float], None]
@@ -87,6 +87,8 @@ def _card(config: TrainConfig, splits: Splits) -> ModelCard:
 
 def _device(name: str) -> torch.device:
     try:
+        if name == "meta":
+            raise RuntimeError("it holds no data")
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise BadRequest(f"the device {name!r} cannot be used: {error}") from None
