@@ -87,17 +87,32 @@ def trace(source: Source, *, image: ImageSpec, batch: int | None, opset: int) ->
     did not write what it was asked for.
     """
     import onnx_ir
+
+    model = _simplify(_capture(source, image, batch, opset))
+    _name_by_scope(model)
+    _forget_the_maker(model)
+    if model.opset_imports.get("") != opset:
+        raise ExportFailed(
+            f"asked for opset {opset}, the exporter wrote {model.opset_imports.get('')}; "
+            f"use --opset {DEFAULT_OPSET}"
+        )
+    if isinstance(model.graph.inputs[0].shape[0], int) != (batch is not None):
+        raise ExportFailed(
+            f"{source.card.name} fixes its batch size in its code; export without --dynamic-batch"
+        )
+    model.graph.name = source.card.name
+    proto: ModelProto = onnx_ir.to_proto(model)
+    return proto
+
+
+def _capture(source: Source, image: ImageSpec, batch: int | None, opset: int) -> Any:
+    """The source as torch's exporter writes it, its own optimiser off."""
     import torch
-    from onnx_ir.passes import common
-    from onnxscript.optimizer import fold_constants
-    from onnxscript.rewriter import rewrite
-    from onnxscript.rewriter.rules.common import fuse_batchnorm_into_conv_rule
 
     example, dynamic = _example(image, batch)
-    module = _camera_module(source, image)
     with _quiet():
         program = torch.onnx.export(
-            module,
+            _camera_module(source, image),
             (example,),
             dynamo=True,
             # The exporter's own optimiser miscompiles Reshape-MatMul-Reshape with equal leading sizes.
@@ -109,7 +124,16 @@ def trace(source: Source, *, image: ImageSpec, batch: int | None, opset: int) ->
             verbose=False,
         )
     assert program is not None
-    model = program.model
+    return program.model
+
+
+def _simplify(model: Any) -> Any:
+    """Fold constants and BatchNorms, and drop what that leaves over."""
+    from onnx_ir.passes import common
+    from onnxscript.optimizer import fold_constants
+    from onnxscript.rewriter import rewrite
+    from onnxscript.rewriter.rules.common import fuse_batchnorm_into_conv_rule
+
     with _quiet():
         for _ in range(2):
             fold_constants(model, input_size_limit=_FOLD_LIMIT, output_size_limit=_FOLD_LIMIT)
@@ -123,21 +147,15 @@ def trace(source: Source, *, image: ImageSpec, batch: int | None, opset: int) ->
             common.RemoveUnusedOpsetsPass(),
         ):
             tidy(model)
-    _name_by_scope(model)
-    common.ClearMetadataAndDocStringPass()(model)
-    if model.opset_imports.get("") != opset:
-        raise ExportFailed(
-            f"asked for opset {opset}, the exporter wrote {model.opset_imports.get('')}; "
-            f"use --opset {DEFAULT_OPSET}"
-        )
-    if isinstance(model.graph.inputs[0].shape[0], int) != (batch is not None):
-        raise ExportFailed(
-            f"{source.card.name} fixes its batch size in its code; export without --dynamic-batch"
-        )
+    return model
+
+
+def _forget_the_maker(model: Any) -> None:
+    """Drop stack traces and versions: they tell of this machine, and an export must repeat."""
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
+    ClearMetadataAndDocStringPass()(model)
     model.producer_name, model.producer_version = "vitkit", None
-    model.graph.name = source.card.name
-    proto: ModelProto = onnx_ir.to_proto(model)
-    return proto
 
 
 def _example(image: ImageSpec, batch: int | None) -> tuple[Tensor, Any]:

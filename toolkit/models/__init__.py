@@ -32,16 +32,20 @@ class ModelInfo:
 
 
 MODELS: dict[str, ModelInfo] = {
-    "ps_vit_ti_14": ModelInfo(_TI, top1=75.6, source="thesis table 3.3"),
-    "ps_vit_ti_14_share": ModelInfo(replace(_TI, share=True), top1=74.1, source="thesis table 3.8"),
-    "ps_vit_b_10": ModelInfo(replace(_B, n=10), top1=80.6, source="thesis table 3.3"),
-    "ps_vit_b_12": ModelInfo(replace(_B, n=12), top1=81.3, source="thesis table 3.5"),
-    "ps_vit_b_14": ModelInfo(_B, top1=81.7, source="thesis table 3.3"),
-    "ps_vit_b_16": ModelInfo(replace(_B, n=16), top1=82.1, source="thesis table 3.5"),
-    "ps_vit_b_18": ModelInfo(replace(_B, n=18), top1=82.3, source="thesis table 3.3"),
-    "ps_vit_b_10_share": ModelInfo(replace(_B, n=10, share=True), top1=80.0, source="thesis table 3.8"),
-    "ps_vit_b_12_share": ModelInfo(replace(_B, n=12, share=True), top1=80.9, source="thesis table 3.8"),
-    "ps_vit_b_14_share": ModelInfo(replace(_B, share=True), top1=81.5, source="thesis table 3.8"),
+    "ps_vit_ti_14": ModelInfo(_TI, top1=75.6, source="thesis chapter 3, table 3"),
+    "ps_vit_ti_14_share": ModelInfo(replace(_TI, share=True), top1=74.1, source="thesis chapter 3, table 8"),
+    "ps_vit_b_10": ModelInfo(replace(_B, n=10), top1=80.6, source="thesis chapter 3, table 3"),
+    "ps_vit_b_12": ModelInfo(replace(_B, n=12), top1=81.3, source="thesis chapter 3, table 5"),
+    "ps_vit_b_14": ModelInfo(_B, top1=81.7, source="thesis chapter 3, table 3"),
+    "ps_vit_b_16": ModelInfo(replace(_B, n=16), top1=82.1, source="thesis chapter 3, table 5"),
+    "ps_vit_b_18": ModelInfo(replace(_B, n=18), top1=82.3, source="thesis chapter 3, table 3"),
+    "ps_vit_b_10_share": ModelInfo(
+        replace(_B, n=10, share=True), top1=80.0, source="thesis chapter 3, table 8"
+    ),
+    "ps_vit_b_12_share": ModelInfo(
+        replace(_B, n=12, share=True), top1=80.9, source="thesis chapter 3, table 8"
+    ),
+    "ps_vit_b_14_share": ModelInfo(replace(_B, share=True), top1=81.5, source="thesis chapter 3, table 8"),
     "ps_vit_nano": ModelInfo(_NANO, source="vitkit's own, for the demo"),
 }
 
