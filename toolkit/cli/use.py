@@ -104,7 +104,7 @@ def train(
 
 
 def _share_the_machine() -> None:
-    """Keep torch's idle threads from spinning: beside one other busy process they cost a factor of ten.
+    """Let torch's idle threads spin less: beside another busy process that slows training many times.
 
     OpenMP reads this once, when torch is imported.
     """
