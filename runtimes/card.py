@@ -35,9 +35,10 @@ class TensorSpec:
 class ImageSpec:
     """How a photograph becomes one input of the engine.
 
-    The image is scaled so that it covers `size / crop_pct`, its centre is cropped to `size` (height,
-    width). `float32` inputs are then divided by 255, less `mean`, over `std` (per channel, of 0..1
-    values); `uint8` inputs stay 0..255, since the graph normalises them itself.
+    `fit` `cover`: the image is scaled so that it covers `size / crop_pct`, its centre is cropped to `size`
+    (height, width). `contain`: it is scaled to fit into `size` and lies in the upper left corner, the rest
+    filled with the value `pad` (0..255). `float32` inputs are then divided by 255, less `mean`, over `std`
+    (per channel, of 0..1 values); `uint8` inputs stay 0..255, since the graph normalises them itself.
     """
 
     size: tuple[int, int]
@@ -48,14 +49,16 @@ class ImageSpec:
     colour: str = "RGB"
     layout: str = "NHWC"
     dtype: str = "uint8"
+    fit: str = "cover"
+    pad: int = 0
 
 
 @dataclass(frozen=True)
 class ModelCard:
     """Everything about a model that outlives its code: of a training run, or of an engine.
 
-    `label_ids` are the folder names under which a labelled data set keeps each class, where they differ
-    from `labels`. `engine` names the file that the target's own tools open. `files` maps every file of
+    `label_ids` are the names under which a labelled data set keeps each class (folders, or category ids),
+    where they differ from `labels`. `decode` is what the task's decoder must know. `engine` names the file that the target's own tools open. `files` maps every file of
     the folder to its SHA-256, or to None where the card was written by hand. `options` are settings
     that the engine must be opened with. `provenance` is for people and reports.
     """
@@ -181,7 +184,9 @@ def _card_from(body: dict[str, Any]) -> ModelCard:
         card.precision in PRECISIONS, f"'precision' is {card.precision!r}; known are {', '.join(PRECISIONS)}"
     )
     for name, value in card.decode.items():
-        _need(isinstance(value, str), f"'decode.{name}' is {value!r}, not a string")
+        plain = type(value) in (str, int) or (type(value) is float and math.isfinite(value))
+        numbers = isinstance(value, list) and all(type(item) is int for item in value)
+        _need(plain or numbers, f"'decode.{name}' is {value!r}, no text, number or list of whole numbers")
     for name, digest in card.files.items():
         inside = bool(name) and "/" not in name and "\\" not in name and name not in (".", "..")
         _need(inside, f"'files' names {name!r}, which is not a plain file name")
@@ -263,7 +268,11 @@ def _image(value: Any) -> ImageSpec:
         "colour": ("RGB", "BGR"),
         "layout": ("NHWC", "NCHW"),
         "dtype": ("uint8", "float32"),
+        "fit": ("cover", "contain"),
     }
+    _need(
+        type(spec.pad) is int and 0 <= spec.pad <= 255, f"image.pad is {spec.pad!r}; it must be 0 to 255"
+    )
     for name, allowed in choices.items():
         _need(
             getattr(spec, name) in allowed,

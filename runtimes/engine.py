@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitkit.runtimes.card import Artifact, ModelCard, TensorSpec, read_artifact
-from vitkit.runtimes.decode import decoder
+from vitkit.runtimes.decode import Decoder, decoder
 from vitkit.runtimes.errors import BadArtifact, BadInput, BadRequest, MissingBackend
 from vitkit.runtimes.image import check_image, placement, prepare, read_image
 
@@ -95,10 +95,10 @@ def _check_against_card(session: Session, card: ModelCard, path: Path) -> None:
 class Engine:
     """A network ready to run; made by `open_engine`, closed by `with` or `close`."""
 
-    def __init__(self, artifact: Artifact, session: Session) -> None:
+    def __init__(self, artifact: Artifact, session: Session, decode: Decoder) -> None:
         self.artifact = artifact
         self.session = session
-        self._decode = decoder(artifact.card)
+        self._decode = decode
         self._checks = tuple(
             (spec.name, np.dtype(spec.dtype), spec.shape, spec.dtype.startswith("float"))
             for spec in artifact.card.inputs
@@ -173,7 +173,7 @@ class Engine:
         """Run on one image, or a list of them, and decode.
 
         An image is a (H, W, 3) uint8 RGB array of any size, or the path of an image file. Returns the
-        task's result (`Classification`), or a list of results for a list. Raises BadInput.
+        task's result (`Classification`, `Panoptic`), or a list of results for a list. Raises BadInput.
         """
         if self._closed:
             raise BadRequest(self._closed_text)
@@ -237,11 +237,19 @@ def check_threads(threads: int | None) -> None:
         raise BadRequest(f"threads is {threads!r}; it must be a whole number from 1 to {MAX_THREADS}")
 
 
-def open_engine(path: str | Path, *, threads: int | None = None, device: str = "cpu") -> Engine:
+def open_engine(
+    path: str | Path,
+    *,
+    threads: int | None = None,
+    device: str = "cpu",
+    decode: Mapping[str, Any] | None = None,
+) -> Engine:
     """Open an artifact folder for running.
 
     `threads` are CPU threads of one run (default: the vendor's choice, usually every core). `device` is
     `cpu`, or a device that the vendor offers here (`gpu`, `npu` for OpenVINO; `cuda` for ONNX Runtime).
+    `decode` are options of the task's decoding: `{"top": 3}` of classification, `{"fast": True}` of
+    panoptic segmentation.
 
     Raises BadArtifact where the folder is damaged, foreign or newer; MissingBackend where the vendor's
     package is not installed; DeviceError where the device is absent or cannot run this engine.
@@ -252,7 +260,7 @@ def open_engine(path: str | Path, *, threads: int | None = None, device: str = "
     if not isinstance(device, str):
         raise BadRequest(f"device is {device!r}; it must be a name such as 'cpu'")
     artifact = read_artifact(path)
-    decoder(artifact.card)
+    decoding = decoder(artifact.card, decode)
     _check_image(artifact.card, artifact.path)
     session = _open_session(artifact, threads, device)
     try:
@@ -260,4 +268,4 @@ def open_engine(path: str | Path, *, threads: int | None = None, device: str = "
     except BadArtifact:
         session.close()
         raise
-    return Engine(artifact, session)
+    return Engine(artifact, session, decoding)

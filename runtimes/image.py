@@ -22,10 +22,17 @@ MAX_ASPECT = 100
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the prepared image lies in the photograph: photo = input / scale + offset, in pixels."""
+    """Where the prepared image lies in the photograph: photo = input / scale + offset, in pixels.
+
+    `content` is the part of the input that the photograph fills, from its upper left corner; with `input`
+    and `photo` a size as (height, width).
+    """
 
     scale: tuple[float, float]
     offset: tuple[float, float]
+    input: tuple[int, int]
+    content: tuple[int, int]
+    photo: tuple[int, int]
 
     def to_photo(self, points: NDArray[np.floating]) -> NDArray[np.floating]:
         """(..., 2) points as (y, x) in input pixels -> the same in pixels of the photograph."""
@@ -106,6 +113,11 @@ def check_image(image: object, what: str = "the image") -> Image:
 
 
 def _resized_size(height: int, width: int, spec: ImageSpec) -> tuple[int, int]:
+    if spec.fit == "contain":
+        factor = min(spec.size[0] / height, spec.size[1] / width)
+        # At most the input: a half may be rounded up on the side that sets the factor.
+        tall, wide = (max(1, int(side * factor + 0.5)) for side in (height, width))
+        return min(tall, spec.size[0]), min(wide, spec.size[1])
     target_h, target_w = (int(side / spec.crop_pct) for side in spec.size)
     # Truncation and the exact short side are torchvision's Resize, which the papers' code evaluates with.
     if target_h * width <= target_w * height:
@@ -114,6 +126,8 @@ def _resized_size(height: int, width: int, spec: ImageSpec) -> tuple[int, int]:
 
 
 def _crop_origin(resized: tuple[int, int], spec: ImageSpec) -> tuple[int, int]:
+    if spec.fit == "contain":
+        return 0, 0
     return round((resized[0] - spec.size[0]) / 2), round((resized[1] - spec.size[1]) / 2)
 
 
@@ -122,16 +136,21 @@ def placement(height: int, width: int, spec: ImageSpec) -> Placement:
     resized = _resized_size(height, width, spec)
     top, left = _crop_origin(resized, spec)
     scale = (resized[0] / height, resized[1] / width)
-    return Placement(scale, (top / scale[0], left / scale[1]))
+    content = (min(resized[0], spec.size[0]), min(resized[1], spec.size[1]))
+    return Placement(scale, (top / scale[0], left / scale[1]), spec.size, content, (height, width))
 
 
 def resize_and_crop(image: Image, spec: ImageSpec) -> Image:
-    """(H, W, 3) RGB -> (size[0], size[1], 3) RGB uint8: cover, then centre crop."""
+    """(H, W, 3) RGB -> (size[0], size[1], 3) RGB uint8: cover and crop, or contain and pad."""
     resized = _resized_size(image.shape[0], image.shape[1], spec)
     if resized != image.shape[:2]:
         pil = _pillow()
         resample = pil.Image.Resampling[spec.interpolation.upper()]
         image = np.asarray(pil.Image.fromarray(image).resize(resized[::-1], resample))
+    if spec.fit == "contain" and resized != spec.size:
+        padded = np.full((*spec.size, 3), spec.pad, np.uint8)
+        padded[: resized[0], : resized[1]] = image
+        return padded
     top, left = _crop_origin(resized, spec)
     return image[top : top + spec.size[0], left : left + spec.size[1]]
 

@@ -58,12 +58,12 @@ def lively(model):
 @pytest.fixture(scope="session")
 def run_folder(tmp_path_factory) -> Path:
     """A run of the nano model whose sampling points move, as after training."""
-    from vitkit.models import run_card
+    from vitkit.models import Labels, run_card
     from vitkit.runs import save_run, untrained_run
 
     run = untrained_run("ps_vit_nano", {})
     model = lively(run.model)
-    card = run_card("ps_vit_nano", model.config, labels=tuple(f"class {i}" for i in range(10)))
+    card = run_card("ps_vit_nano", model.config, Labels(tuple(f"class {i}" for i in range(10))))
     config = {"model": "ps_vit_nano", "options": dataclasses.asdict(model.config)}
     return save_run(tmp_path_factory.mktemp("runs") / "nano", model, card, config)
 

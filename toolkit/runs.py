@@ -15,7 +15,7 @@ from vitkit.runtimes.files import atomic_folder
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from vitkit.models.ps_vit import PSViT
+    from vitkit.models import Model
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -25,7 +25,7 @@ CONFIG_FILE = "config.json"
 class Run:
     """A float model with its card; `path` is None for a model that was never saved."""
 
-    model: PSViT
+    model: Model
     card: ModelCard
     path: Path | None = None
 
@@ -76,10 +76,15 @@ def load_run(path: Path) -> Run:
     except (SafetensorError, BadRequest) as error:
         raise BadArtifact(f"{path} does not hold a whole run: {error}") from None
     own = run_card(card.name, model.config)
-    described = (card.inputs, card.outputs, card.image.layout, card.image.dtype, dict(card.decode))
-    if described != (own.inputs, own.outputs, own.image.layout, own.image.dtype, dict(own.decode)):
+    if _described(card) != _described(own):
         raise BadArtifact(f"{path}: the card does not describe the model that it names")
     return Run(model.eval(), card, path)
+
+
+def _described(card: ModelCard) -> tuple[Any, ...]:
+    """What of a run's card its model alone decides."""
+    outputs = {name: value for name, value in card.decode.items() if isinstance(value, str)}
+    return card.inputs, card.outputs, card.image.layout, card.image.dtype, card.image.fit, outputs
 
 
 def untrained_run(name: str, options: Mapping[str, Any], seed: int = 0) -> Run:

@@ -75,7 +75,7 @@ def write_body(folder, change):
         (lambda b: b["image"].update(crop_pct=0), "crop_pct"),
         (lambda b: b["image"].update(mean=[float("nan"), 0, 0]), "image.mean"),
         (lambda b: b.update(precision="int4"), "int4"),
-        (lambda b: b.update(decode={"logits": []}), "decode.logits"),
+        (lambda b: b.update(decode={"logits": {}}), "decode.logits"),
         (lambda b: b["image"].update(layout="HWC"), "HWC"),
         (lambda b: b.update(labels="ab"), "labels"),
         (lambda b: b.update(label_ids=["a"]), "2 labels but 1"),

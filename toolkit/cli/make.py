@@ -19,6 +19,7 @@ OptionPairs = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Option("--option", help="Change an architecture option, as key=value; may repeat."),
 ]
+_ACCURACY = {"top-1": "top1", "PQ": "pq"}
 
 
 @app.command()
@@ -26,7 +27,7 @@ def models(json: JsonFlag = False) -> None:
     """List the registered models: task, input, parameters, multiply-adds, the paper's accuracy.
 
     Parameters are the trainable ones of the network that is deployed; MACs are those of convolutions,
-    linear layers and matrix products, for one image.
+    linear layers and matrix products, for one image. Top-1 is on ImageNet, PQ on COCO.
     """
     import torch
 
@@ -44,7 +45,8 @@ def models(json: JsonFlag = False) -> None:
                 "input": [3, side, side],
                 "params": count_parameters(model),
                 "macs": count_macs(model),
-                "top1": info.top1,
+                "top1": info.reported if info.task == "classification" else None,
+                "pq": info.reported if info.task == "panoptic" else None,
                 "source": info.source,
             }
         )
@@ -58,12 +60,11 @@ def models(json: JsonFlag = False) -> None:
             "x".join(map(str, row["input"][1:])),
             f"{row['params']:,}",
             f"{row['macs'] / 1e9:.3f} G",
-            "-" if row["top1"] is None else f"{row['top1']:.1f} %",
-            row["source"],
+            next((f"{name} {row[key]:.1f}" for name, key in _ACCURACY.items() if row[key]), "-"),
         )
         for row in rows
     ]
-    print_table(("model", "task", "input", "parameters", "MACs", "ImageNet top-1", "source"), table)
+    print_table(("model", "task", "input", "parameters", "MACs", "published, %"), table)
 
 
 @app.command("import")

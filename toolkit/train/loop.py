@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import AdamW, Optimizer
 
-from vitkit.models import build, configure, run_card
+from vitkit.models import Labels, build, configure, run_card
 from vitkit.runs import CONFIG_FILE, WEIGHTS_FILE, write_run_files
 from vitkit.runtimes.card import CARD_FILE, ImageSpec, ModelCard
 from vitkit.runtimes.errors import BadInput, BadRequest
@@ -73,7 +73,7 @@ def _card(config: TrainConfig, splits: Splits) -> ModelCard:
     model = configure(config.model, {"num_classes": classes, **config.options})
     if model.num_classes != classes:
         raise BadRequest(f"num_classes is {model.num_classes}, but the data has {classes}; leave it out")
-    card = run_card(config.model, model, splits.classes)
+    card = run_card(config.model, model, Labels(splits.classes))
     provenance = {
         **card.provenance,
         "weights": "trained",

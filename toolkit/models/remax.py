@@ -1,0 +1,205 @@
+"""ReMaX: panoptic segmentation by kMaX-DeepLab's network, trained with relaxed masks and classes.
+
+Thesis chapter 6. The network that is deployed is kMaX-DeepLab's; what only training needs lives in
+`RelaxedTraining` around it, so that no run, engine or parameter count holds it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vitkit.models.backbones import BACKBONES, build_backbone
+from vitkit.models.kmax import SPAN, BlockOptions, PixelDecoder, Prediction, TransformerDecoder
+from vitkit.models.layers import ConvNorm, resize
+
+MAX_OPTION = 10_000
+# The strides of the pixel decoder's maps, in its order; the masks have the last one.
+STRIDES = (32, 16, 8, 4)
+
+
+@dataclass(frozen=True)
+class ReMaXConfig:
+    """Architecture of one ReMaX; the defaults are ReMaX-T (thesis appendix of chapter 6, table B).
+
+    `image_size` is 32k + 1 pixels. `pixel_widths` and `pixel_blocks` go over strides 32, 16, 8, 4,
+    `decoder_blocks` over 32, 16, 8. `se_gate` is the gate of MobileNetV3's squeeze-and-excitation:
+    `hard_sigmoid` (the paper's, which ImageNet weights were trained with) or `sigmoid` (deeplab2's).
+    The rest matters in training alone: `remask_blocks` blocks have relaxed masks (0 for kMaX), with a
+    semantic head of `aspp_width`; `reclass_eta` is eta of equation 6.4 (0 for kMaX); `mask_id` is the
+    mask-ID loss, `sigmoid` or `softmax`.
+    """
+
+    num_classes: int = 133
+    image_size: int = 641
+    backbone: str = "mobilenetv3_small_100"
+    se_gate: str = "hard_sigmoid"
+    pixel_widths: tuple[int, ...] = (512, 256, 128, 64)
+    pixel_blocks: tuple[int, ...] = (1, 1, 1, 1)
+    decoder_blocks: tuple[int, ...] = (1, 1, 1)
+    heads: int = 8
+    queries: int = 128
+    query_width: int = 256
+    mask_width: int = 128
+    ffn_width: int = 2048
+    drop_path: float = 0.2
+    remask_blocks: int = 4
+    aspp_width: int = 256
+    reclass_eta: float = 0.1
+    mask_id: str = "sigmoid"
+
+    def __post_init__(self) -> None:
+        lengths = {"pixel_widths": 4, "pixel_blocks": 4, "decoder_blocks": 3}
+        for name, length in lengths.items():
+            value = getattr(self, name)
+            if len(value) != length or not all(1 <= item <= MAX_OPTION for item in value):
+                raise ValueError(f"{name} is {value}; it must be {length} numbers from 1")
+        for name in ("num_classes", "heads", "queries", "query_width", "mask_width", "ffn_width", "aspp_width"):
+            if not 1 <= getattr(self, name) <= MAX_OPTION:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 to {MAX_OPTION}")
+        if self.image_size % 32 != 1 or not 33 <= self.image_size <= 16 * SPAN + 1:
+            raise ValueError(f"image_size is {self.image_size}; it must be 32k + 1, such as 641")
+        for name, choices in {
+            "backbone": BACKBONES,
+            "se_gate": ("hard_sigmoid", "sigmoid"),
+            "mask_id": ("sigmoid", "softmax"),
+        }.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be {' or '.join(choices)}")
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"drop_path is {self.drop_path}; it must be at least 0 and under 1")
+        if not 0 <= self.reclass_eta <= 1:
+            raise ValueError(f"reclass_eta is {self.reclass_eta}; it must be 0 to 1")
+        if self.remask_blocks < 0:
+            raise ValueError(f"remask_blocks is {self.remask_blocks}; it must be at least 0")
+        for width in (*self.pixel_widths[:2], self.query_width // 2):
+            if width % self.heads:
+                raise ValueError(f"widths {width} are not a multiple of heads {self.heads}")
+
+
+class ReMaX(nn.Module):
+    """The network that is deployed: backbone, pixel decoder, transformer decoder."""
+
+    output_names = ("masks", "classes")
+
+    def __init__(self, config: ReMaXConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = build_backbone(config.backbone, config.se_gate)
+        self.pixel_decoder = PixelDecoder(
+            self.backbone.widths, config.pixel_widths, config.pixel_blocks, config.heads
+        )
+        self.decoder = TransformerDecoder(
+            tuple(4 * width for width in config.pixel_widths),
+            config.decoder_blocks,
+            queries=config.queries,
+            width=config.query_width,
+            mask_width=config.mask_width,
+            classes=config.num_classes,
+            options=BlockOptions(config.heads, config.ffn_width, config.drop_path),
+        )
+
+    @property
+    def float_scopes(self) -> tuple[str, ...]:
+        """The k-means assignments and the mask logits, in every precision: a flip there moves what follows."""
+        return ("decoder", "decoder.predictor", "decoder.blocks.*.predictor", "decoder.blocks.?")
+
+    def forward(self, images: Tensor) -> Prediction:
+        """Normalised (B, 3, H, W) images -> the final prediction; sizes are 32k + 1 pixels."""
+        return self.decoder.deploy(self.pixel_decoder(self.backbone(images)))
+
+    def deploy(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """What an engine returns: mask logits (B, N, H/4, W/4) and class logits (B, N, K + 1)."""
+        prediction = self(images)
+        return prediction.masks, prediction.classes
+
+
+class Relaxed(NamedTuple):
+    """What losses are taken of: predictions, and logits (B, K + 1 or K, h, w) of the semantic heads."""
+
+    final: Prediction
+    blocks: list[Prediction]
+    semantic: Tensor
+    block_semantic: list[Tensor]
+
+
+class RelaxedTraining(nn.Module):
+    """A ReMaX with what only training needs: the auxiliary semantic head, and ReMask's (equation 6.1)."""
+
+    def __init__(self, model: ReMaX) -> None:
+        super().__init__()
+        self.model = model
+        config = model.config
+        self.semantic = SemanticDecoder(model.backbone.widths, config.num_classes + 1)
+        count = min(config.remask_blocks, sum(config.decoder_blocks))
+        self.remask = nn.ModuleList(
+            nn.Sequential(
+                ASPP(config.query_width, config.aspp_width),
+                nn.Conv2d(config.aspp_width, config.num_classes, 1),
+            )
+            for _ in range(count)
+        )
+
+    def forward(self, images: Tensor) -> Relaxed:
+        """Normalised (B, 3, H, W) images -> all that losses are taken of."""
+        features = self.model.backbone(images)
+        decoded = self.model.decoder(self.model.pixel_decoder(features))
+        block_semantic = [head(keys) for head, keys in zip(self.remask, decoded.keys, strict=False)]
+        return Relaxed(decoded.final, decoded.blocks, self.semantic(features), block_semantic)
+
+
+class ASPP(nn.Module):
+    """Atrous spatial pyramid pooling: a pixel, its surroundings at three rates, the whole map."""
+
+    rates = (6, 12, 18)
+
+    def __init__(self, width_in: int, width: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.point = ConvNorm(width_in, width, act=True)
+        self.around = nn.ModuleList(
+            ConvNorm(width_in, width, 3, dilation=rate, act=True) for rate in self.rates
+        )
+        self.whole = ConvNorm(width_in, width, act=True)
+        self.project = ConvNorm(width * (2 + len(self.rates)), width, act=True)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, width_in, H, W) -> (B, width, H, W)."""
+        whole = self.whole(x.mean(dim=(2, 3), keepdim=True)).expand(-1, -1, *x.shape[2:])
+        parts = [self.point(x), *(conv(x) for conv in self.around), whole]
+        y: Tensor = self.dropout(self.project(torch.cat(parts, dim=1)))
+        return y
+
+
+class SemanticDecoder(nn.Module):
+    """The auxiliary semantic head of kMaX-DeepLab, on the backbone's raw maps at strides 32, 8 and 4."""
+
+    def __init__(self, widths: tuple[int, ...], classes: int) -> None:
+        super().__init__()
+        self.aspp = ASPP(widths[3], 256, dropout=0.1)
+        self.project8 = ConvNorm(widths[1], 64, act=True)
+        self.fuse8 = nn.Sequential(
+            ConvNorm(320, 320, 5, groups=320, act=True), ConvNorm(320, 256, act=True)
+        )
+        self.project4 = ConvNorm(widths[0], 32, act=True)
+        self.fuse4 = nn.Sequential(
+            ConvNorm(288, 288, 5, groups=288, act=True), ConvNorm(288, 256, act=True)
+        )
+        self.head = nn.Sequential(ConvNorm(256, 256, 5, groups=256, act=True), ConvNorm(256, 256, act=True))
+        self.out = nn.Conv2d(256, classes, 1)
+        nn.init.trunc_normal_(self.out.weight, std=0.01)
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        """Backbone maps, finest first -> semantic logits (B, classes, H/4, W/4)."""
+        x = self.aspp(features[3])
+        for features_high, project, fuse in (
+            (features[1], self.project8, self.fuse8),
+            (features[0], self.project4, self.fuse4),
+        ):
+            high = project(features_high)
+            x = fuse(torch.cat([resize(x, (high.shape[2], high.shape[3])), high], dim=1))
+        y: Tensor = self.out(self.head(x))
+        return y
