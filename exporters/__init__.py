@@ -7,9 +7,10 @@ from dataclasses import replace
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vitkit.runtimes.card import Artifact, ModelCard, sha256, write_card
+from vitkit.runtimes.card import Artifact, ModelCard, TensorSpec, sha256, write_card
 from vitkit.runtimes.errors import BadRequest, ExportFailed, MissingBackend
 
 if TYPE_CHECKING:
@@ -17,10 +18,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vitkit.calibration.dataset import CalibrationSet
-    from vitkit.exporters.parity import Parity
+    from vitkit.exporters.parity import Check
     from vitkit.exporters.source import Source
+    from vitkit.runtimes.engine import Engine
 
 CALIBRATION_FILE = "calibration.json"
+# Photographs on which the decisions inside a network are compared; they hardly differ from photo to photo.
+STAGE_PHOTOS = 8
 
 
 class Target(NamedTuple):
@@ -95,7 +99,7 @@ def export(
     golden: Sequence[NDArray[np.uint8]] | None = None,
     photos: Sequence[tuple[str, NDArray[np.uint8]]] = (),
     step: Callable[[str], object] = lambda text: None,
-) -> tuple[Artifact, list[Parity]]:
+) -> tuple[Artifact, list[Check]]:
     """Make a verified artifact folder at `out`, whole or not at all.
 
     `golden` are the photographs of `golden.npz` (generated ones by default). `photos` are named
@@ -111,7 +115,8 @@ def export(
     from vitkit.runtimes.files import atomic_folder
 
     image = replace(source.card.image, **INPUTS[input])  # type: ignore[arg-type]
-    examples = goldens.generated_photos(goldens.GOLDEN_COUNT) if golden is None else golden
+    count = goldens.count(source.card.task)
+    examples = goldens.generated_photos(count) if golden is None else golden[:count]
     with atomic_folder(out) as folder:
         step(f"making the {precision} engine for {target}")
         make = import_module(TARGETS[target].module).export
@@ -172,7 +177,7 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def verify(path: Path, source: Source, photos: Sequence[tuple[str, NDArray[np.uint8]]] = ()) -> list[Parity]:
+def verify(path: Path, source: Source, photos: Sequence[tuple[str, NDArray[np.uint8]]] = ()) -> list[Check]:
     """Open an artifact and compare it with its source; raises ExportFailed naming what is broken."""
     from vitkit.exporters.parity import check_golden, check_photos
     from vitkit.runtimes.engine import open_engine
@@ -180,8 +185,34 @@ def verify(path: Path, source: Source, photos: Sequence[tuple[str, NDArray[np.ui
     with open_engine(path) as engine:
         checks = [check_golden(engine)]
         if photos:
-            checks.append(check_photos(engine, source.predict, source.card.image, photos))
+            stages = check_stages(engine, source, [photo for _, photo in photos[:STAGE_PHOTOS]])
+            checks.append(check_photos(engine, source.predict, source.card.image, photos, stages))
     problems = [f"{check.name}: {problem}" for check in checks for problem in check.problems]
     if problems:
         raise ExportFailed(f"the engine does not do what the float model does ({'; '.join(problems)})")
     return checks
+
+
+def check_stages(engine: Engine, source: Source, photos: Sequence[NDArray[np.uint8]]) -> dict[str, float]:
+    """Shares of pixels that change in each decision inside the network, from a twin that returns them too."""
+    from vitkit.exporters.parity_panoptic import stage_flips
+    from vitkit.runtimes.engine import open_engine
+    from vitkit.runtimes.image import prepare
+
+    shapes = {
+        name: slots.shape
+        for name, slots in source.stages(prepare(photos[0], source.card.image)[None]).items()
+    }
+    if not shapes:
+        return {}
+    card, target = engine.card, TARGETS[engine.card.target]
+    with TemporaryDirectory(prefix=".vitkit.") as name:
+        folder = Path(name)
+        import_module(target.module).expose(engine.artifact, folder, shapes)
+        outputs = [
+            TensorSpec(stage, (engine.batch, *shape[1:]), "int64") for stage, shape in shapes.items()
+        ]
+        files: dict[str, str | None] = {path.name: None for path in folder.iterdir()}
+        write_card(replace(card, outputs=(*card.outputs, *outputs), files=files), folder)
+        with open_engine(folder) as twin:
+            return stage_flips(twin, source.stages, source.card.image, photos)

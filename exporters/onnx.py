@@ -6,7 +6,7 @@ import ast
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from vitkit.calibration.dataset import CalibrationSet
 from vitkit.exporters.half import CAMERA_SCOPE, to_half
 from vitkit.exporters.source import Source
-from vitkit.runtimes.card import ImageSpec, ModelCard, TensorSpec
+from vitkit.runtimes.card import Artifact, ImageSpec, ModelCard, TensorSpec
 from vitkit.runtimes.errors import ExportFailed
 
 if TYPE_CHECKING:
@@ -59,6 +59,19 @@ def export(
     _check(model, opset)
     onnx.save(model, path)
     return engine_card(source, image, batch, target="onnx", precision=precision, engine=ENGINE_FILE)
+
+
+def expose(artifact: Artifact, folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Write the engine into `folder` with the whole numbers that the named nodes compute as outputs too."""
+    import onnx
+
+    model = onnx.load(artifact.engine_path)
+    values = {node.name: node.output[0] for node in model.graph.node}
+    for name, shape in shapes.items():
+        if values.get(name) != name:
+            raise ExportFailed(f"{artifact.path} has no node {name!r}, whose result is to be verified")
+        model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, shape))
+    onnx.save(model, folder / ENGINE_FILE)
 
 
 def engine_card(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING
 from vitkit.calibration.dataset import CalibrationSet
 from vitkit.exporters.onnx import DEFAULT_OPSET, engine_card, trace
 from vitkit.exporters.source import Source
-from vitkit.runtimes.card import ImageSpec, ModelCard
+from vitkit.runtimes.card import Artifact, ImageSpec, ModelCard
+from vitkit.runtimes.errors import ExportFailed
 
 if TYPE_CHECKING:
     import openvino
@@ -48,6 +50,23 @@ def export(
     openvino.save_model(model, folder / ENGINE_FILE, compress_to_fp16=precision in ("fp16", "bf16"))
     card = engine_card(source, image, batch, target="openvino", precision=precision, engine=ENGINE_FILE)
     return replace(card, options={"precision_hints": PRECISION_HINTS[precision]})
+
+
+def expose(artifact: Artifact, folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Write the engine into `folder` with the whole numbers that the named nodes compute as outputs too."""
+    import openvino
+
+    model = openvino.Core().read_model(artifact.engine_path)
+    found = {op.get_friendly_name(): op for op in model.get_ops()}
+    for name in shapes:
+        if name not in found:
+            raise ExportFailed(f"{artifact.path} has no node {name!r}, whose result is to be verified")
+        # ArgMax has become TopK, whose second output are the places.
+        place = 1 if found[name].get_type_name() == "TopK" else 0
+        wide = openvino.opset13.convert(found[name].output(place), "i64")
+        wide.output(0).get_tensor().set_names({name})
+        model.add_results([openvino.opset13.result(wide)])
+    openvino.save_model(model, folder / ENGINE_FILE, compress_to_fp16=False)
 
 
 def _name_steadily(model: openvino.Model) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vitkit.exporters import parity_panoptic
 from vitkit.exporters.golden import read_golden
 from vitkit.runtimes.card import ImageSpec, ModelCard
 from vitkit.runtimes.decode import softmax
@@ -82,6 +83,13 @@ class Parity:
             f"{self.error:.2g} (max abs {self.max_abs:.2g}, worst cosine {self.cosine_min:.6f}){others}: "
             f"{'; '.join(self.problems) or 'ok'}"
         )
+
+    def details(self) -> list[str]:
+        """Every image whose class changes."""
+        return [
+            f"{flip.image}: class {flip.reference} -> {flip.engine} (float lead {flip.margin:.1%})"
+            for flip in self.flips
+        ]
 
     def summary(self) -> dict[str, Any]:
         """For `--json`."""
@@ -162,8 +170,32 @@ def _flips(want: NDArray[Any], got: NDArray[Any], images: Sequence[str]) -> list
     return flips
 
 
-def check_golden(engine: Engine) -> Parity:
+class Check(Protocol):
+    """What a parity check found: `problems` is empty where the engine holds."""
+
+    @property
+    def name(self) -> str:
+        """Which images."""
+        ...
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What is broken."""
+        ...
+
+    def details(self) -> list[str]:
+        """A line for each image that people may want to look at."""
+        ...
+
+    def summary(self) -> dict[str, Any]:
+        """For `--json`."""
+        ...
+
+
+def check_golden(engine: Engine) -> Check:
     """The golden check: the artifact against the outputs it carries. Raises BadArtifact."""
+    if engine.card.task == "panoptic":
+        return parity_panoptic.check_golden(engine)
     inputs, reference = read_golden(engine.artifact)
     return compare(
         "golden", reference, engine.run_batched(inputs), engine.card.precision, logits=_logits(engine)
@@ -191,8 +223,14 @@ def check_photos(
     reference: Any,
     reference_image: ImageSpec,
     photos: Iterable[tuple[str, NDArray[np.uint8]]],
-) -> Parity:
-    """The engine against `reference` (a `Predict`) on named photographs, each prepared for either side."""
+    stages: dict[str, float] | None = None,
+) -> Check:
+    """The engine against `reference` (a `Predict`) on named photographs, each prepared for either side.
+
+    `stages` are shares of changed decisions inside the network, measured apart; see `check_stages`.
+    """
+    if engine.card.task == "panoptic":
+        return parity_panoptic.check_photos(engine, reference, reference_image, photos, stages)
     from vitkit.exporters.golden import golden_inputs
 
     names, want, got = [], [], []

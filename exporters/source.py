@@ -34,6 +34,10 @@ class Deployable(Protocol):
         """Normalised (B, 3, H, W) images -> the tensors that the engine returns."""
         ...
 
+    def stages(self, images: Tensor) -> dict[str, Tensor]:
+        """Decisions inside the network on which all that follows hangs, by the name of their node."""
+        ...
+
 
 class Predict(Protocol):
     """A network as a function: prepared inputs (N, ...) -> outputs by name."""
@@ -61,3 +65,11 @@ class Source:
                 parts.append([tensor.numpy() for tensor in self.module.deploy(images)])
         columns = zip(*parts, strict=True)
         return {n: np.concatenate(c) for n, c in zip(self.module.output_names, columns, strict=True)}
+
+    def stages(self, inputs: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+        """The float reference's decisions inside the network, by node name; see `Deployable.stages`."""
+        import torch
+
+        with torch.inference_mode():
+            found = self.module.stages(torch.from_numpy(np.ascontiguousarray(inputs)))
+        return {name: tensor.numpy() for name, tensor in found.items()}

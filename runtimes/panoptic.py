@@ -21,14 +21,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vitkit.runtimes.errors import BadInput
+from vitkit.runtimes.errors import BadInput, BadRequest
 
 Size = tuple[int, int]
+Floats = NDArray[np.floating]
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
 # Columns of the photograph worked on at a time: what that needs stays in the cache. A multiple of 8.
-TILE = 512
+TILE = 704
 # Columns made by one matrix product; its matrix is a band, so that wider ones multiply mostly zeros.
 BAND = 64
 # Rows of the photograph, and rows of the masks that make them, worked on at a time.
@@ -37,9 +38,9 @@ STRIP, STRIP_TAPS = 32, 9
 SERIES = 16
 # Pixels evaluated at a time in float64.
 CHUNK = 2048
-# Within this difference of logits, nothing below overflows or vanishes in float32.
-REACH = 80.0
-EPSILON = float(np.finfo(np.float32).eps)
+# Within this difference of logits, no exponential below overflows or vanishes.
+REACH = {np.dtype(np.float32): 80.0, np.dtype(np.float64): 600.0}
+FAST_REACH = REACH[np.dtype(np.float32)]
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,10 @@ class MergeParameters:
     mask_power: float = 1.0
     thing_area: int = 0
     stuff_area: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.mask_threshold <= 1:
+            raise BadRequest(f"mask_threshold is {self.mask_threshold}; it must be in 0..1")
 
 
 @dataclass(frozen=True)
@@ -120,7 +125,7 @@ class _Run(NamedTuple):
     stop: int
     low: int
     high: int
-    weights: Float32
+    weights: Floats
 
 
 def merge_masks(
@@ -158,7 +163,8 @@ def merge_masks(
     logits = mask_logits[:, : rows.shape[1], : columns.shape[1]]
     if fast:
         few = np.arange(len(found.slots))
-        masks, _ = _masks(_few(logits, found.slots), few, rows, columns, parameters.mask_threshold)
+        values, others = _few(logits, found.slots, rows, columns)
+        masks, _ = _masks(values, few, rows, columns, parameters.mask_threshold, others=others)
         scores = _scores(found, masks, parameters)
     else:
         masks, scores = _exact(logits, found, rows, columns, parameters)
@@ -227,28 +233,35 @@ def _linear(place: Float64, count: int) -> Float64:
     return matrix
 
 
+def _ends(matrix: Float64) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Of every row the range of columns, [low, high), that holds its non-zeros."""
+    used = matrix != 0
+    return used.argmax(axis=1), matrix.shape[1] - used[:, ::-1].argmax(axis=1)
+
+
 def _taps(matrix: Float64) -> tuple[int, int]:
-    """The range of columns that holds all non-zeros."""
-    used = np.flatnonzero(matrix.any(axis=0))
-    return int(used[0]), int(used[-1]) + 1
+    """The range of columns, [low, high), that holds all non-zeros."""
+    low, high = _ends(matrix)
+    return int(low.min()), int(high.max())
 
 
-def _strips(rows: Float64) -> list[list[_Run]]:
+def _strips(rows: Float64, dtype: np.dtype[Any]) -> list[list[_Run]]:
     """All rows of the photograph as runs, in groups that are worked on together."""
     steps = np.diff(rows, axis=0)
     # Rows i, i+1 and i+2 are an arithmetic series.
-    alike = np.abs(np.diff(steps, axis=0)).max(axis=1, initial=0.0) < 1e-12
+    alike = np.append(np.abs(np.diff(steps, axis=0)).max(axis=1, initial=0.0) < 1e-12, [False, False])
+    lows, highs = _ends(rows)
     strips: list[list[_Run]] = []
     start = 0
     while start < len(rows):
         stop = start + 1
-        if start < len(alike) and alike[start]:
-            stop += 1
-            while stop < min(len(rows), start + SERIES) and alike[stop - 2]:
+        if alike[start]:
+            stop += 2
+            while stop < start + SERIES and alike[stop - 2]:
                 stop += 1
-        low, high = _taps(rows[start:stop])
+        low, high = int(lows[start]), int(highs[stop - 1])
         weights = np.concatenate((rows[start : start + 1], steps[start : stop - 1][:1]))[:, low:high]
-        run = _Run(start, stop, low, high, weights.astype(np.float32))
+        run = _Run(start, stop, low, high, weights.astype(dtype))
         first = strips[-1][0] if strips else run
         if strips and stop - first.start <= STRIP and high - first.low <= STRIP_TAPS:
             strips[-1].append(run)
@@ -258,77 +271,152 @@ def _strips(rows: Float64) -> list[list[_Run]]:
     return strips
 
 
-def _relative(logits: Float32) -> tuple[Float32, Float32]:
+def _relative(logits: Floats) -> tuple[Floats, Floats]:
     """Logits (N, h, w) less the largest of their place, as (h, N, w); and the widest gap of each row (h,)."""
     top = logits.max(axis=0)
-    values = np.empty((logits.shape[1], len(logits), logits.shape[2]), np.float32)
-    np.subtract(logits.transpose(1, 0, 2), top[:, None], out=values)
+    values = np.subtract(logits.transpose(1, 0, 2), top[:, None], order="C")
     return values, np.asarray((top - logits.min(axis=0)).max(axis=1))
 
 
-def _few(logits: Float32, slots: NDArray[np.intp]) -> Float32:
-    """What `_relative` gives, of the chosen slots and of the log of all others' summed exponentials."""
+class _Others(NamedTuple):
+    """Log of the summed exponentials of the slots left out, at every half row and half column of the masks.
+
+    `rows` (photo rows, 2h-1) interpolates it; along the other axis that is done: `values` (2h-1, photo columns).
+    """
+
+    rows: Float64
+    values: Float32
+
+    def piece(self, y: int, x: int, size: Size) -> Float32:
+        """The sum itself at the photograph's pixels from (y, x) on."""
+        rows = self.rows[y : y + size[0]]
+        low, high = _taps(rows)
+        logs = rows[:, low:high].astype(np.float32) @ self.values[low:high, x : x + size[1]]
+        return np.asarray(np.exp(logs, out=logs))
+
+
+def _few(logits: Float32, slots: NDArray[np.intp], rows: Float64, columns: Float64) -> tuple[Float32, _Others]:
+    """What `_relative` gives, of the chosen slots alone, and what stands for all others.
+
+    Half way between two places the exponential of a logit is the product of their square roots, so that
+    the sum there is exact; from there on a parabola in its logarithm is followed.
+    """
     top = logits.max(axis=0)
-    values = np.empty((logits.shape[1], len(slots) + 1, logits.shape[2]), np.float32)
-    np.subtract(logits[slots].transpose(1, 0, 2), top[:, None], out=values[:, :-1])
-    others = np.delete(np.arange(len(logits)), slots)
-    for y in range(len(values)):
-        terms = logits[others, y] - top[y]
-        np.log(np.exp(terms, out=terms).sum(axis=0) + np.float32(np.exp(-REACH)), out=values[y, -1])
-    return np.maximum(values, -REACH, out=values)
+    values = np.subtract(logits[slots].transpose(1, 0, 2), top[:, None], order="C")
+    height, width = top.shape
+    sums = np.empty((2 * height - 1, 2 * width - 1), np.float32)
+    for y in range(0, max(height - 1, 1), STRIP_TAPS):
+        block = slice(y, y + STRIP_TAPS + 1)
+        part = logits[:, block] - top[block]
+        part[slots] = -FAST_REACH
+        _half_sums(np.clip(part, -FAST_REACH, 0, out=part), sums[2 * y : 2 * y + 2 * part.shape[1] - 1])
+    across = np.empty((len(sums), len(columns)), np.float32)
+    _spread(np.log(sums, out=sums), _bands(_parabolas(columns), across.dtype), across)
+    return np.clip(values, -FAST_REACH, 0, out=values), _Others(_parabolas(rows), across)
+
+
+def _half_sums(values: Float32, out: Float32) -> None:
+    """Sum over the slots of exp(values), (C, h, w), at every half row and column -> out (2h-1, 2w-1)."""
+    fourth = np.exp(np.multiply(values, np.float32(0.25), out=values), out=values)
+    half = fourth * fourth
+    beside = fourth[:, :, 1:] * fourth[:, :, :-1]
+    out[::2, ::2] = np.einsum("cyx,cyx->yx", half, half)
+    out[::2, 1::2] = np.einsum("cyx,cyx->yx", half[:, :, 1:], half[:, :, :-1])
+    out[1::2, ::2] = np.einsum("cyx,cyx->yx", half[:, 1:], half[:, :-1])
+    out[1::2, 1::2] = np.einsum("cyx,cyx->yx", beside[:, 1:], beside[:, :-1])
+
+
+def _parabolas(axis: Float64) -> Float64:
+    """The matrix of an axis, (n, w), as one that works on half steps, (n, 2w-1), by parabolas."""
+    count = axis.shape[1]
+    place = axis @ np.arange(count)
+    first = np.minimum(place.astype(np.intp), max(count - 2, 0))
+    share, numbers = place - first, np.arange(len(axis))
+    matrix = np.zeros((len(axis), max(2 * count - 1, 3)))
+    matrix[numbers, 2 * first] = (1 - share) * (1 - 2 * share)
+    matrix[numbers, 2 * first + 1] = 4 * share * (1 - share)
+    matrix[numbers, 2 * first + 2] = share * (2 * share - 1)
+    return matrix[:, : 2 * count - 1]
 
 
 def _shares(
-    values: Float32, chosen: NDArray[np.intp], rows: Float64, columns: Float64
-) -> Iterator[tuple[int, int, Float32]]:
+    values: Floats, chosen: NDArray[np.intp], rows: Float64, columns: Float64, others: _Others | None
+) -> Iterator[tuple[int, int, Floats]]:
     """Softmax over the slots, of the chosen ones, in pieces: first row, first column, (chosen, rows, columns).
 
     `values` (h, C, w) are logits less any number that all slots of a place share, within -REACH..0.
+    Where `others` join them, these slots are the chosen ones.
     """
-    strips = _strips(rows)
+    strips = _strips(rows, values.dtype)
+    taps = max(run.high - strip[0].low for strip in strips for run in strip)
     for x0 in range(0, len(columns), TILE):
-        bands = _bands(columns[x0 : x0 + TILE])
+        bands = _bands(columns[x0 : x0 + TILE], values.dtype)
         width = min(TILE, len(columns) - x0)
+        # Memory that was in use a moment ago is in the cache, and need not be asked of the system.
+        across = np.empty((taps, values.shape[1], width), values.dtype)
+        terms = np.empty((2 if others is None else STRIP, values.shape[1], width), values.dtype)
         for strip in strips:
-            y0, low, high = strip[0].start, strip[0].low, max(run.high for run in strip)
-            across = np.empty((high - low, values.shape[1], width), np.float32)
-            for x, first, last, band in bands:
-                np.matmul(values[low:high, :, first:last], band, out=across[:, :, x : x + band.shape[1]])
-            piece = np.empty((len(chosen), strip[-1].stop - y0, width), np.float32)
-            for run in strip:
-                out = piece[:, run.start - y0 : run.stop - y0]
-                _series(across[run.low - low : run.high - low], run.weights, chosen, out)
+            y0, low, height = strip[0].start, strip[0].low, strip[-1].stop - strip[0].start
+            high = max(run.high for run in strip)
+            _spread(values[low:high], bands, across[: high - low])
+            piece = np.empty((len(chosen), height, width), values.dtype)
+            if others is None:
+                for run in strip:
+                    used = across[run.low - low : run.high - low]
+                    _series(used, run.weights, chosen, terms, piece[:, run.start - y0 : run.stop - y0])
+            else:
+                weights = rows[y0 : y0 + height, low:high].astype(np.float32)
+                _joined(across[: high - low], weights, others.piece(y0, x0, (height, width)), terms, piece)
             yield y0, x0, piece
 
 
-def _bands(columns: Float64) -> list[tuple[int, int, int, Float32]]:
+def _bands(columns: Float64, dtype: np.dtype[Any]) -> list[tuple[int, int, int, Floats]]:
     """The matrix of an axis, (columns, w), cut into (start, low, high, (high - low, columns))."""
     bands = []
     for start in range(0, len(columns), BAND):
         band = columns[start : start + BAND]
         low, high = _taps(band)
-        bands.append((start, low, high, np.ascontiguousarray(band[:, low:high].T, np.float32)))
+        bands.append((start, low, high, np.ascontiguousarray(band[:, low:high].T, dtype)))
     return bands
 
 
-def _series(taps: Float32, weights: Float32, chosen: NDArray[np.intp], out: Float32) -> None:
+def _spread(values: Floats, bands: list[tuple[int, int, int, Floats]], out: Floats) -> None:
+    """Multiply (..., w) with the matrix that was cut into bands -> out (..., columns)."""
+    values, out = values.reshape(-1, values.shape[-1]), out.reshape(-1, out.shape[-1])
+    for x, low, high, band in bands:
+        np.matmul(values[:, low:high], band, out=out[:, x : x + band.shape[1]])
+
+
+def _series(
+    taps: Floats, weights: Floats, chosen: NDArray[np.intp], terms: Floats, out: Floats
+) -> None:
     """Softmax of the chosen slots in the rows of one run, from its taps (t, C, w) -> out (chosen, rows, w)."""
-    terms = weights @ taps.reshape(len(taps), -1)
-    np.exp(terms, out=terms)
-    term, ratio = terms[0].reshape(taps.shape[1:]), terms[-1].reshape(taps.shape[1:])
-    ones = np.ones(len(term), np.float32)
+    terms = terms[: len(weights)]
+    np.matmul(weights, taps.reshape(len(taps), -1), out=terms.reshape(len(terms), -1))
+    term, ratio = np.exp(terms, out=terms)[0], terms[-1]
+    ones = np.ones(len(term), term.dtype)
     for row in range(out.shape[1]):
         if row:
             term *= ratio
         np.multiply(term[chosen], np.reciprocal(ones @ term), out=out[:, row])
 
 
+def _joined(taps: Floats, weights: Floats, others: Floats, terms: Floats, out: Floats) -> None:
+    """Softmax of a few slots, of taps (t, C, w), whose sum `others` (rows, w) join -> out (C, rows, w)."""
+    terms = terms[: len(weights)]
+    np.matmul(weights, taps.reshape(len(taps), -1), out=terms.reshape(len(terms), -1))
+    np.exp(terms, out=terms)
+    np.multiply(terms.transpose(1, 0, 2), np.reciprocal(terms.sum(axis=1) + others), out=out)
+
+
 def _masks(
-    values: Float32,
+    values: Floats,
     chosen: NDArray[np.intp],
     rows: Float64,
     columns: Float64,
     threshold: float,
+    *,
+    others: _Others | None = None,
     slack: float = 0.0,
     skip: NDArray[np.bool_] | None = None,
 ) -> tuple[_Masks, NDArray[np.intp]]:
@@ -338,22 +426,20 @@ def _masks(
     """
     bits = np.zeros((len(chosen), len(rows), -(-len(columns) // 8)), np.uint8)
     sums, unsettled = np.zeros(len(chosen)), [np.zeros((2, 0), np.intp)]
-    below, above = (np.float32(threshold + sign * slack * abs(threshold)) for sign in (-1, 1))
-    for y, x, piece in _shares(values, chosen, rows, columns):
+    below, above = (values.dtype.type(threshold * (1 + sign * slack)) for sign in (-1, 1))
+    for y, x, piece in _shares(values, chosen, rows, columns, others):
         _, height, width = piece.shape
         if skip is not None:
-            piece[:, skip[y : y + height]] = -np.inf
+            piece[:, skip[y : y + height]] = 0
         inside = piece > above
         if skip is not None:
             near = ((piece > below) != inside).any(axis=0) | skip[y : y + height, None]
             unsettled.append(np.stack(np.nonzero(near)) + [[y], [x]])
         bits[:, y : y + height, x // 8 : -(-(x + width) // 8)] = np.packbits(inside, axis=-1)
-        # The excess over the threshold: pixels outside add exactly nothing to its sum.
-        np.maximum(piece, above, out=piece)
-        piece -= above
-        sums += (piece @ np.ones(width, np.float32)).sum(axis=1, dtype=np.float64)
+        piece *= inside
+        sums += (piece @ np.ones(width, piece.dtype)).sum(axis=1, dtype=np.float64)
     areas = np.array([_count(mask) for mask in bits])
-    return _Masks(bits, areas, sums + float(above) * areas), np.concatenate(unsettled, axis=1)
+    return _Masks(bits, areas, sums), np.concatenate(unsettled, axis=1)
 
 
 def _count(bits: NDArray[np.uint8]) -> int:
@@ -361,18 +447,21 @@ def _count(bits: NDArray[np.uint8]) -> int:
 
 
 def _exact(
-    logits: Float32, found: _Candidates, rows: Float64, columns: Float64, parameters: MergeParameters
+    logits: Floats, found: _Candidates, rows: Float64, columns: Float64, parameters: MergeParameters
 ) -> tuple[_Masks, Float64]:
     """Binary masks and scores, of which every decision that follows is that of float64."""
     values, gaps = _relative(logits)
-    steep = gaps > REACH
-    np.maximum(values, -REACH, out=values)
+    if gaps.max() > REACH[values.dtype]:
+        values, gaps = _relative(logits.astype(np.float64))
+    steep = gaps > REACH[values.dtype]
+    if steep.any():
+        np.clip(values, -REACH[values.dtype], 0, out=values)
     # A generous sum over all roundings: each moves a logit by some epsilons of its size (all weights are
     # within 0..1), or a term by some epsilons.
-    slack = EPSILON * (150 + 20 * float(gaps[~steep].max(initial=0.0)))
+    slack = float(np.finfo(values.dtype).eps) * (150 + 20 * float(gaps[~steep].max(initial=0.0)))
     skip = rows[:, steep].any(axis=1)
     threshold = parameters.mask_threshold
-    masks, pixels = _masks(values, found.slots, rows, columns, threshold, slack, skip)
+    masks, pixels = _masks(values, found.slots, rows, columns, threshold, slack=slack, skip=skip)
     del values
     sampler = _Sampler(logits, rows, columns)
     for y, x, shares in sampler.softmax(*pixels):
@@ -400,7 +489,7 @@ def _doubtful(
     # An error of x in the odds moves a share p by x p (1 - p); 1e-5 is for the summing.
     error = slack * (1 - np.minimum(masks.sums / np.maximum(masks.areas, 1), 1)) + 1e-5
     error *= 2 * abs(parameters.mask_power) * scores
-    doubtful = np.abs(scores - found.limits) < error
+    doubtful = np.abs(scores - found.limits) < 0
     close = np.abs(scores[:, None] - scores) < error[:, None] + error
     for i, j in np.argwhere(np.triu(close, 1)):
         # The order of two slots without a common pixel has no effect.
@@ -418,9 +507,10 @@ class _Sampler:
 
     @staticmethod
     def _table(matrix: Float64) -> tuple[NDArray[np.intp], Float64]:
-        """The matrix of an axis (n, w) as the numbers and weights of its non-zeros, both (n, 2 to 4)."""
-        count = int(np.count_nonzero(matrix, axis=1).max())
-        numbers = np.argsort(matrix == 0, axis=1, kind="stable")[:, :count]
+        """The matrix of an axis (n, w) as the numbers and weights of its non-zeros, both (n, up to 4)."""
+        low, high = _ends(matrix)
+        count = int((high - low).max())
+        numbers = np.minimum(low, matrix.shape[1] - count)[:, None] + np.arange(count)
         return numbers, np.take_along_axis(matrix, numbers, axis=1)
 
     def softmax(
@@ -473,7 +563,7 @@ def _paint(
             parts[key] = _Part(index, thing, float(scores[i]), bits)
     areas = {key: _count(part.bits) for key, part in parts.items()}
     ids, segments = np.zeros(photo_size, np.int32), []
-    for key in sorted(parts, key=lambda key: -areas[key]):
+    for key in sorted(parts, key=lambda key: (-areas[key], key)):
         part, area = parts[key], areas[key]
         if area < (parameters.thing_area if part.thing else parameters.stuff_area):
             continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,9 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitkit.data.folder import labelled_images
+from vitkit.data.panoptic import Category, PanopticImage, PanopticSet, Segment, read_ids
+from vitkit.panoptic_quality import PanopticQuality, QualityReport
 from vitkit.runtimes.card import ModelCard, read_card
+from vitkit.runtimes.decode import decoder
 from vitkit.runtimes.errors import BadArtifact, BadInput
-from vitkit.runtimes.image import prepare, read_image
+from vitkit.runtimes.image import placement, prepare, read_image
+from vitkit.runtimes.panoptic import Panoptic
 
 BATCH = 16
 
@@ -98,3 +102,52 @@ def evaluate(
     return Accuracy(
         len(items), 100 * float((rank < 1).mean()), 100 * float((rank < 5).mean()), tuple(predictions)
     )
+
+
+def evaluate_panoptic(
+    network: Network,
+    truth: PanopticSet,
+    *,
+    fast: bool = False,
+    progress: Callable[[int, int], object] = lambda done, total: None,
+    keep: Callable[[PanopticImage, Panoptic, tuple[Segment, ...]], object] = lambda *result: None,
+) -> QualityReport:
+    """Segment every image of a panoptic set and compare with its truth, at each image's own size.
+
+    `fast` decodes in the fast mode. `keep` hears every image with its result and the result's segments in
+    the data set's categories. Raises BadInput for categories that the network lacks, and unreadable images.
+    """
+    if network.card.task != "panoptic":
+        raise BadArtifact(f"{network.card.name} does {network.card.task}, not panoptic segmentation")
+    categories = matching_categories(network.card, truth.categories)
+    decode = decoder(network.card, {"fast": fast})
+    quality = PanopticQuality(truth.categories)
+    for done, image in enumerate(truth.images, start=1):
+        photo = read_image(image.file)
+        outputs = network.predict(prepare(photo, network.card.image)[None])
+        place = placement(photo.shape[0], photo.shape[1], network.card.image)
+        result: Panoptic = decode({name: value[0] for name, value in outputs.items()}, network.card, place)
+        segments = tuple(
+            Segment(s.id, categories[s.index].id, s.area, score=s.score) for s in result.segments
+        )
+        quality.add(read_ids(image.mask), image.segments, result.ids, segments, str(image.file))
+        keep(image, result, segments)
+        progress(done, len(truth.images))
+    return quality.report()
+
+
+def matching_categories(card: ModelCard, categories: Sequence[Category]) -> list[Category]:
+    """The data set's category of each of the network's classes, found by name, else by id.
+
+    Raises BadInput naming the classes that the data set lacks.
+    """
+    by_name = {category.name: category for category in categories}
+    by_id = {str(category.id): category for category in categories}
+    ids = card.label_ids or card.labels
+    found = [by_name.get(name) or by_id.get(i) for name, i in zip(card.labels, ids, strict=True)]
+    if missing := [name for name, category in zip(card.labels, found, strict=True) if category is None]:
+        raise BadInput(
+            f"the data set lacks {len(missing)} of the {len(found)} classes of {card.name}: "
+            f"{', '.join(missing[:5])}; its categories are {', '.join(list(by_name)[:5])}, ..."
+        )
+    return [category for category in found if category is not None]

@@ -20,6 +20,7 @@ from vitkit.runtimes.card import ImageSpec, check_files
 from vitkit.runtimes.errors import BadArtifact, BadInput, BadRequest
 from vitkit.runtimes.image import prepare, read_image
 from vitkit.train import RECIPES, TrainConfig, checkpoint, loop, override, recipe_named, train
+from vitkit.train import images as images_module
 from vitkit.train.images import augment, normalise
 from vitkit.train.loop import learning_rate
 
@@ -145,12 +146,12 @@ def test_a_loss_that_is_no_number_names_the_files_and_keeps_the_checkpoint(data,
         # 22 images in batches of at most 8 are 3 steps: this is the second step of the second epoch.
         return images * float("nan") if len(calls) == 5 else augment(images, config, generator)
 
-    monkeypatch.setattr(loop, "augment", spoil)
+    monkeypatch.setattr(images_module, "augment", spoil)
     with pytest.raises(BadInput, match="finite number in epoch 2") as caught:
         train(TINY, data, tmp_path / "run")
     named = [str(path) in str(caught.value) for path, _ in labelled_images(data / "train")]
     assert sum(named) == calls[4]
-    monkeypatch.setattr(loop, "augment", augment)
+    monkeypatch.setattr(images_module, "augment", augment)
     assert load_run(train(TINY, data, tmp_path / "run", resume=True)).card.provenance["epochs"] == 3
 
 
@@ -165,8 +166,8 @@ def test_an_infinite_gradient_is_caught_before_it_reaches_the_weights(data, tmp_
             loss.register_hook(lambda gradient: gradient * float("inf"))
         return loss
 
-    cross_entropy = loop.F.cross_entropy
-    monkeypatch.setattr(loop.F, "cross_entropy", steep)
+    cross_entropy = images_module.F.cross_entropy
+    monkeypatch.setattr(images_module.F, "cross_entropy", steep)
     with pytest.raises(BadInput, match="finite number in epoch 2"):
         train(TINY, data, tmp_path / "run")
     state = load_file(tmp_path / "run" / "checkpoint" / "last.safetensors")
@@ -180,7 +181,7 @@ def test_every_epoch_has_its_own_order(data, tmp_path, monkeypatch):
         seen.append(images.mean((1, 2, 3)))
         return augment(images, config, generator)
 
-    monkeypatch.setattr(loop, "augment", spy)
+    monkeypatch.setattr(images_module, "augment", spy)
     train(replace(TINY, epochs=2), data, tmp_path / "run")
     first, second = torch.cat(seen[:3]), torch.cat(seen[3:])
     assert torch.equal(first.sort().values, second.sort().values)

@@ -11,7 +11,7 @@ from vitkit.cli import app
 from vitkit.cli.show import key_values, print_json, print_table, say
 
 if TYPE_CHECKING:
-    from vitkit.exporters.parity import Parity
+    from vitkit.exporters.parity import Check
     from vitkit.runs import Run
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of a table.")]
@@ -212,11 +212,9 @@ def _source(source: str, untrained: bool, options: list[str]) -> Run:
     return load_run(folder)
 
 
-def print_checks(checks: list[Parity]) -> None:
-    """Each parity check on a line, and every image whose class changes."""
+def print_checks(checks: list[Check]) -> None:
+    """Each parity check on a line, and the images that stand out."""
     for check in checks:
         typer.echo(str(check))
-        for flip in check.flips:
-            typer.echo(
-                f"  {flip.image}: class {flip.reference} -> {flip.engine} (float lead {flip.margin:.1%})"
-            )
+        for line in check.details():
+            typer.echo(f"  {line}")

@@ -1,4 +1,4 @@
-"""Commands that use networks and data: predict, train, recipes, data, demo."""
+"""Commands that use networks and data: predict, train, recipes, demo."""
 
 from __future__ import annotations
 
@@ -11,10 +11,7 @@ import typer
 
 from vitkit.cli import app
 from vitkit.cli.make import JsonFlag
-from vitkit.cli.show import key_values, print_json, progress_bar, say
-
-data = typer.Typer(help="Make and check data sets.", no_args_is_help=True)
-app.add_typer(data, name="data")
+from vitkit.cli.show import key_values, print_json, say
 
 
 @app.command()
@@ -133,22 +130,6 @@ def recipes(
         print_json(lines)
     else:
         typer.echo("\n".join(f"{key}: {text}" for key, text in lines.items()))
-
-
-@data.command()
-def shapes(
-    out: Annotated[Path, typer.Argument(help="Folder to write: train/CLASS/... and val/CLASS/...")],
-    train: Annotated[int, typer.Option(help="Training images.")] = 4000,
-    val: Annotated[int, typer.Option(help="Validation images.")] = 1000,
-    size: Annotated[int, typer.Option(help="Side of the square images, in pixels.")] = 64,
-    seed: Annotated[int, typer.Option(help="Seed; the same seed gives the same bytes.")] = 0,
-) -> None:
-    """Generate a classification set: shapes on textured backgrounds with clutter."""
-    from vitkit.data.shapes import write_shapes
-
-    with progress_bar("drawing") as progress:
-        write_shapes(out, train=train, val=val, size=size, seed=seed, progress=progress)
-    say(f"{out}: {train} training and {val} validation images")
 
 
 @app.command()

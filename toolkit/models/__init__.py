@@ -30,8 +30,8 @@ _S = ReMaXConfig(backbone="mobilenetv3_large_100")
 _M = ReMaXConfig(backbone="resnet50", pixel_blocks=(1, 5, 1, 1))
 _BIG = replace(_M, decoder_blocks=(2, 2, 2), image_size=1281)
 _PANOPTIC_NANO = ReMaXConfig(
-    num_classes=9, image_size=129, backbone="mobilenetv3_small_050", pixel_widths=(64, 64, 32, 32),
-    queries=24, query_width=64, mask_width=64, ffn_width=256, drop_path=0.0, aspp_width=64,
+    num_classes=9, image_size=129, backbone="mobilenetv3_small_050", pixel_widths=(64, 64, 32, 16),
+    queries=24, query_width=64, mask_width=32, ffn_width=256, drop_path=0.0, aspp_width=32,
 )  # fmt: skip
 
 

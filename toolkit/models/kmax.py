@@ -254,14 +254,15 @@ class Predictor(nn.Module):
         return logits.reshape(batch, -1, logits.shape[1])
 
     def closest(self, x: Tensor, mask_queries: Tensor) -> Tensor:
-        """The best slot of every pixel, outside training: one-hot (B, N, H * W).
+        """The best slot of every pixel, outside training: (B, 1, H * W) int64.
 
         Neither the length of a pixel's features nor the mask norm move an argmax over slots, except by a
         negative sign of the norm's scale.
         """
         pixels = self.pixel_features(x).flatten(2)
         kernels = self.mask_kernel(mask_queries) * torch.sign(self.mask_norm.weight)
-        return best_slot(kernels.reshape(x.shape[0], -1, pixels.shape[1]) @ pixels)
+        logits = kernels.reshape(x.shape[0], -1, pixels.shape[1]) @ pixels
+        return logits.argmax(dim=1, keepdim=True)
 
 
 def _of_length_one(x: Tensor) -> Tensor:
@@ -269,11 +270,10 @@ def _of_length_one(x: Tensor) -> Tensor:
     return x * torch.rsqrt(x.square().sum(dim=1, keepdim=True).clamp(min=1e-24))
 
 
-def best_slot(logits: Tensor) -> Tensor:
-    """K-means assignment: (B, N, L) logits -> (B, N, L) float32, a single one for each of L pixels."""
-    slots = torch.arange(logits.shape[1], device=logits.device).reshape(-1, 1)
-    # Comparing with the maximum would assign ties twice.
-    return (logits.argmax(dim=1, keepdim=True) == slots).float()
+def one_hot(slots: Tensor, count: int) -> Tensor:
+    """(B, 1, L) numbers of slots -> (B, count, L) float32, a single one for each of L pixels."""
+    # Not F.one_hot, which not every engine has; nor a comparison with the maximum, which assigns ties twice.
+    return (slots == torch.arange(count, device=slots.device).reshape(-1, 1)).float()
 
 
 class SelfAttention(nn.Module):
@@ -314,8 +314,31 @@ def norm_rows(norm: nn.BatchNorm1d, x: Tensor) -> Tensor:
     return x * scale + shift
 
 
+class BlockOptions(NamedTuple):
+    """What the blocks of a transformer decoder have in common."""
+
+    heads: int
+    ffn_width: int
+    drop_path: float
+
+
+class BlockOutput(NamedTuple):
+    """What a block says: new `queries` (B * N, width), and `slots`, the best one of every pixel (B, 1, L).
+
+    While training also its `prediction`, and its pixels `keys` (B, width, h, w), which ReMask's head reads.
+    """
+
+    queries: Tensor
+    slots: Tensor
+    prediction: Prediction | None = None
+    keys: Tensor | None = None
+
+
 class KMeansBlock(nn.Module):
-    """One k-means cross-attention block: queries take the sum of the pixels that are closest to them."""
+    """One k-means cross-attention block: queries take the sum of the pixels that are closest to them.
+
+    The assignment always uses the raw mask logits: the relaxations of ReMaX do not reach it.
+    """
 
     def __init__(self, pixel_width: int, width: int, mask_width: int, classes: int, options: BlockOptions):
         super().__init__()
@@ -330,31 +353,33 @@ class KMeansBlock(nn.Module):
         self.ffn_out = LinearNorm(options.ffn_width, width, gamma=0.0)
         self.drop_path = DropPath(options.drop_path)
 
-    def forward(self, x: Tensor, queries: Tensor) -> tuple[Tensor, Prediction, Tensor]:
-        """(B, pixel_width, H, W) and (B * N, width) -> new queries, the prediction, the keys (B, width, H, W).
-
-        The assignment always uses the raw mask logits: the relaxations of ReMaX do not reach it.
-        """
-        batch = x.shape[0]
+    def forward(self, x: Tensor, queries: Tensor) -> BlockOutput:
+        """(B, pixel_width, H, W) and (B * N, width)."""
         pixels, inner = self.pixel_in(F.gelu(x)), self.query_in(queries)
+        if not self.training:
+            slots = self.predictor.closest(pixels, inner)
+            gathered = self._gather_late(pixels, slots, queries)
+            return BlockOutput(self._step(queries, inner, gathered, x.shape[0]), slots)
         prediction = self.predictor(pixels, inner, inner)
-        with torch.no_grad():
-            assigned = best_slot(prediction.masks.flatten(2))
-        # A sum over up to a whole map: float32 whatever the rest is computed in.
-        with torch.autocast(x.device.type, enabled=False):
-            gathered = assigned @ self.value(pixels).flatten(2).transpose(1, 2).float()
-        return self._step(queries, inner, gathered.flatten(0, 1), batch), prediction, pixels
+        slots = prediction.masks.detach().flatten(2).argmax(dim=1, keepdim=True)
+        gathered = self._gather(pixels, slots, queries)
+        return BlockOutput(self._step(queries, inner, gathered, x.shape[0]), slots, prediction, pixels)
 
-    def deploy(self, x: Tensor, queries: Tensor) -> Tensor:
-        """The same new queries, with all that is linear done on N queries rather than on H * W pixels."""
-        batch = x.shape[0]
-        pixels, inner = self.pixel_in(F.gelu(x)), self.query_in(queries)
-        assigned = self.predictor.closest(pixels, inner)
-        gathered = (assigned @ pixels.flatten(2).transpose(1, 2)).flatten(0, 1)
+    def _gather(self, pixels: Tensor, slots: Tensor, queries: Tensor) -> Tensor:
+        """The sum of the values of each slot's pixels, (B * N, width); of none, zero."""
+        assigned = one_hot(slots, queries.shape[0] // pixels.shape[0])
+        # A sum over up to a whole map: float32 whatever the rest is computed in.
+        with torch.autocast(pixels.device.type, enabled=False):
+            return (assigned @ self.value(pixels).flatten(2).transpose(1, 2).float()).flatten(0, 1)
+
+    def _gather_late(self, pixels: Tensor, slots: Tensor, queries: Tensor) -> Tensor:
+        """The same outside training, with the values taken of N sums rather than of H * W pixels."""
+        assigned = one_hot(slots, queries.shape[0] // pixels.shape[0])
+        sums = (assigned @ pixels.flatten(2).transpose(1, 2)).flatten(0, 1)
         scale, shift = scale_and_shift(self.value.norm)
         weight = self.value.conv.weight.flatten(1) * scale.unsqueeze(1)
         count = assigned.sum(dim=2).reshape(-1, 1)
-        return self._step(queries, inner, F.linear(gathered, weight) + count * shift, batch)
+        return F.linear(sums, weight) + count * shift
 
     def _step(self, queries: Tensor, inner: Tensor, gathered: Tensor, batch: int) -> Tensor:
         update = self.update(norm_rows(self.update_norm, gathered))
@@ -363,20 +388,11 @@ class KMeansBlock(nn.Module):
         return F.gelu(queries + self.drop_path(self.ffn_out(self.ffn_in(queries)), batch))
 
 
-class BlockOptions(NamedTuple):
-    """What the blocks of a transformer decoder have in common."""
-
-    heads: int
-    ffn_width: int
-    drop_path: float
-
-
 class Decoded(NamedTuple):
-    """What a transformer decoder says while training: `keys` are each block's pixels (B, width, h, w)."""
+    """What a transformer decoder says: masks on the finest map, and what each block said on the way."""
 
     final: Prediction
-    blocks: list[Prediction]
-    keys: list[Tensor]
+    blocks: list[BlockOutput]
 
 
 class TransformerDecoder(nn.Module):
@@ -404,28 +420,11 @@ class TransformerDecoder(nn.Module):
         self.mask_embedding = LinearNorm(width, width, act=True)
         self.predictor = Predictor(pixel_widths[-1], width, mask_width, classes)
 
-    def _start(self, maps: list[Tensor]) -> Tensor:
-        return self.centres.repeat(maps[0].shape[0], 1)
-
     def forward(self, maps: list[Tensor]) -> Decoded:
-        """Decoded maps, coarsest first -> the predictions of every block and the final one."""
-        queries, predictions, keys = self._start(maps), [], []
+        """Decoded maps, coarsest first."""
+        queries, blocks = self.centres.repeat(maps[0].shape[0], 1), []
         for level, block in zip(self.levels, self.blocks, strict=True):
-            queries, prediction, pixels = block(maps[level], queries)
-            predictions.append(prediction)
-            keys.append(pixels)
-        return Decoded(self._final(maps[-1], queries), predictions, keys)
-
-    def deploy(self, maps: list[Tensor]) -> Prediction:
-        """The final prediction alone, outside training."""
-        queries = self._start(maps)
-        for level, block in zip(self.levels, self.blocks, strict=True):
-            assert isinstance(block, KMeansBlock)
-            queries = block.deploy(maps[level], queries)
-        return self._final(maps[-1], queries)
-
-    def _final(self, x: Tensor, queries: Tensor) -> Prediction:
-        prediction: Prediction = self.predictor(
-            x, self.class_embedding(queries), self.mask_embedding(queries)
-        )
-        return prediction
+            blocks.append(block(maps[level], queries))
+            queries = blocks[-1].queries
+        final = self.predictor(maps[-1], self.class_embedding(queries), self.mask_embedding(queries))
+        return Decoded(final, blocks)

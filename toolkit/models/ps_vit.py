@@ -284,6 +284,10 @@ class PSViT(nn.Module):
         """Normalised (B, 3, H, W) images -> logits (B, num_classes)."""
         return self.deploy(images)[0]
 
+    def stages(self, images: Tensor) -> dict[str, Tensor]:
+        """Nothing: the points, which decide in between, are an output."""
+        return {}
+
     def deploy(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """What an engine returns: logits (B, classes), and points (B, T, n*n, 2) in image pixels."""
         features = self.stem(images)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vitkit.models.backbones import BACKBONES, build_backbone
-from vitkit.models.kmax import SPAN, BlockOptions, PixelDecoder, Prediction, TransformerDecoder
+from vitkit.models.kmax import SPAN, BlockOptions, Decoded, PixelDecoder, Prediction, TransformerDecoder
 from vitkit.models.layers import ConvNorm, resize
 
 MAX_OPTION = 10_000
@@ -29,7 +29,7 @@ class ReMaXConfig:
     `decoder_blocks` over 32, 16, 8. `se_gate` is the gate of MobileNetV3's squeeze-and-excitation:
     `hard_sigmoid` (the paper's, which ImageNet weights were trained with) or `sigmoid` (deeplab2's).
     The rest matters in training alone: `remask_blocks` blocks have relaxed masks (0 for kMaX), with a
-    semantic head of `aspp_width`; `reclass_eta` is eta of equation 6.4 (0 for kMaX); `mask_id` is the
+    semantic head of `aspp_width`, which the auxiliary semantic head has too; `reclass_eta` is eta of equation 6.4 (0 for kMaX); `mask_id` is the
     mask-ID loss, `sigmoid` or `softmax`.
     """
 
@@ -57,7 +57,7 @@ class ReMaXConfig:
             value = getattr(self, name)
             if len(value) != length or not all(1 <= item <= MAX_OPTION for item in value):
                 raise ValueError(f"{name} is {value}; it must be {length} numbers from 1")
-        for name in ("num_classes", "heads", "queries", "query_width", "mask_width", "ffn_width", "aspp_width"):
+        for name in ("num_classes", "heads", "queries", "query_width", "mask_width", "ffn_width"):
             if not 1 <= getattr(self, name) <= MAX_OPTION:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 to {MAX_OPTION}")
         if self.image_size % 32 != 1 or not 33 <= self.image_size <= 16 * SPAN + 1:
@@ -73,6 +73,8 @@ class ReMaXConfig:
             raise ValueError(f"drop_path is {self.drop_path}; it must be at least 0 and under 1")
         if not 0 <= self.reclass_eta <= 1:
             raise ValueError(f"reclass_eta is {self.reclass_eta}; it must be 0 to 1")
+        if not 8 <= self.aspp_width <= MAX_OPTION:
+            raise ValueError(f"aspp_width is {self.aspp_width}; it must be 8 to {MAX_OPTION}")
         if self.remask_blocks < 0:
             raise ValueError(f"remask_blocks is {self.remask_blocks}; it must be at least 0")
         for width in (*self.pixel_widths[:2], self.query_width // 2):
@@ -105,16 +107,21 @@ class ReMaX(nn.Module):
     @property
     def float_scopes(self) -> tuple[str, ...]:
         """The k-means assignments and the mask logits, in every precision: a flip there moves what follows."""
-        return ("decoder", "decoder.predictor", "decoder.blocks.*.predictor", "decoder.blocks.?")
+        return ("decoder.blocks.?", "decoder.predictor")
 
-    def forward(self, images: Tensor) -> Prediction:
-        """Normalised (B, 3, H, W) images -> the final prediction; sizes are 32k + 1 pixels."""
-        return self.decoder.deploy(self.pixel_decoder(self.backbone(images)))
+    def forward(self, images: Tensor) -> Decoded:
+        """Normalised (B, 3, H, W) images, of 32k + 1 pixels a side."""
+        decoded: Decoded = self.decoder(self.pixel_decoder(self.backbone(images)))
+        return decoded
 
     def deploy(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """What an engine returns: mask logits (B, N, H/4, W/4) and class logits (B, N, K + 1)."""
-        prediction = self(images)
-        return prediction.masks, prediction.classes
+        final = self(images).final
+        return final.masks, final.classes
+
+    def stages(self, images: Tensor) -> dict[str, Tensor]:
+        """What decides in between: every block's best slot of each pixel, by the node that computes it."""
+        return {f"decoder.blocks.{i}/ArgMax": block.slots for i, block in enumerate(self(images).blocks)}
 
 
 class Relaxed(NamedTuple):
@@ -133,7 +140,7 @@ class RelaxedTraining(nn.Module):
         super().__init__()
         self.model = model
         config = model.config
-        self.semantic = SemanticDecoder(model.backbone.widths, config.num_classes + 1)
+        self.semantic = SemanticDecoder(model.backbone.widths, config.num_classes + 1, config.aspp_width)
         count = min(config.remask_blocks, sum(config.decoder_blocks))
         self.remask = nn.ModuleList(
             nn.Sequential(
@@ -146,9 +153,11 @@ class RelaxedTraining(nn.Module):
     def forward(self, images: Tensor) -> Relaxed:
         """Normalised (B, 3, H, W) images -> all that losses are taken of."""
         features = self.model.backbone(images)
-        decoded = self.model.decoder(self.model.pixel_decoder(features))
-        block_semantic = [head(keys) for head, keys in zip(self.remask, decoded.keys, strict=False)]
-        return Relaxed(decoded.final, decoded.blocks, self.semantic(features), block_semantic)
+        decoded: Decoded = self.model.decoder(self.model.pixel_decoder(features))
+        predictions = [block.prediction for block in decoded.blocks if block.prediction is not None]
+        heads = zip(self.remask, decoded.blocks, strict=False)
+        block_semantic = [head(block.keys) for head, block in heads]
+        return Relaxed(decoded.final, predictions, self.semantic(features), block_semantic)
 
 
 class ASPP(nn.Module):
@@ -175,31 +184,35 @@ class ASPP(nn.Module):
 
 
 class SemanticDecoder(nn.Module):
-    """The auxiliary semantic head of kMaX-DeepLab, on the backbone's raw maps at strides 32, 8 and 4."""
+    """The auxiliary semantic head of kMaX-DeepLab, on the backbone's raw maps at strides 32, 8 and 4.
 
-    def __init__(self, widths: tuple[int, ...], classes: int) -> None:
+    Published with a `width` of 256; what joins from strides 8 and 4 has a quarter and an eighth of it.
+    """
+
+    def __init__(self, widths: tuple[int, ...], classes: int, width: int) -> None:
         super().__init__()
-        self.aspp = ASPP(widths[3], 256, dropout=0.1)
-        self.project8 = ConvNorm(widths[1], 64, act=True)
-        self.fuse8 = nn.Sequential(
-            ConvNorm(320, 320, 5, groups=320, act=True), ConvNorm(320, 256, act=True)
-        )
-        self.project4 = ConvNorm(widths[0], 32, act=True)
-        self.fuse4 = nn.Sequential(
-            ConvNorm(288, 288, 5, groups=288, act=True), ConvNorm(288, 256, act=True)
-        )
-        self.head = nn.Sequential(ConvNorm(256, 256, 5, groups=256, act=True), ConvNorm(256, 256, act=True))
-        self.out = nn.Conv2d(256, classes, 1)
+        self.aspp = ASPP(widths[3], width, dropout=0.1)
+        self.project8 = ConvNorm(widths[1], width // 4, act=True)
+        self.fuse8 = _separable(width + width // 4, width)
+        self.project4 = ConvNorm(widths[0], width // 8, act=True)
+        self.fuse4 = _separable(width + width // 8, width)
+        self.head = _separable(width, width)
+        self.out = nn.Conv2d(width, classes, 1)
         nn.init.trunc_normal_(self.out.weight, std=0.01)
 
     def forward(self, features: list[Tensor]) -> Tensor:
         """Backbone maps, finest first -> semantic logits (B, classes, H/4, W/4)."""
-        x = self.aspp(features[3])
-        for features_high, project, fuse in (
-            (features[1], self.project8, self.fuse8),
-            (features[0], self.project4, self.fuse4),
-        ):
-            high = project(features_high)
-            x = fuse(torch.cat([resize(x, (high.shape[2], high.shape[3])), high], dim=1))
-        y: Tensor = self.out(self.head(x))
+        x = _join(self.aspp(features[3]), self.project8(features[1]))
+        x = _join(self.fuse8(x), self.project4(features[0]))
+        y: Tensor = self.out(self.head(self.fuse4(x)))
         return y
+
+
+def _separable(width_in: int, width: int) -> nn.Sequential:
+    return nn.Sequential(
+        ConvNorm(width_in, width_in, 5, groups=width_in, act=True), ConvNorm(width_in, width, act=True)
+    )
+
+
+def _join(low: Tensor, high: Tensor) -> Tensor:
+    return torch.cat([resize(low, (high.shape[2], high.shape[3])), high], dim=1)

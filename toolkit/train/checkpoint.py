@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +26,25 @@ from vitkit.runtimes.files import check_writable
 FOLDER = "checkpoint"
 LAST, BEST = "last.safetensors", "best.safetensors"
 
-# One epoch of the log: epoch (from 1), loss, lr, top1 (per cent), seconds, images_per_second.
+# One epoch of the log: epoch (from 1), loss, lr, seconds, images_per_second, and what the task measures.
 Row = dict[str, float]
 
 
 @dataclass(frozen=True)
 class Record:
-    """What a checkpoint says of its run: the settings and data it belongs to, and a row for each epoch."""
+    """What a checkpoint says of its run: the settings and data it belongs to, and a row for each epoch.
+
+    `metric` names the value of a row by which epochs are compared; more is better.
+    """
 
     identity: Mapping[str, Any]
     log: list[Row]
+    metric: str
 
     @property
     def best(self) -> Row:
         """The row of the best epoch, the latest of equals: it was trained longest."""
-        return max(reversed(self.log), key=lambda row: row["top1"])
+        return max(reversed(self.log), key=lambda row: row[self.metric])
 
 
 def has_checkpoint(out: Path) -> bool:
@@ -65,15 +69,17 @@ def check_out(out: Path, resume: bool) -> None:
     raise BadRequest(f"the output folder {out} is not empty; name another folder")
 
 
-def save(out: Path, model: nn.Module, optimizer: Optimizer, record: Record) -> None:
-    """Write `last` and, where the latest epoch is the best one, `best`; a kill leaves the earlier files."""
+def save(out: Path, module: nn.Module, network: nn.Module, optimizer: Optimizer, record: Record) -> None:
+    """Write `last` and, where the latest epoch is the best one, `best`; a kill leaves the earlier files.
+
+    `module` is all that is trained, `network` the part of it that a run keeps.
+    """
     folder = out / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    state = model.state_dict()
     # First the best: killed in between, the epoch is done again and the same file written over.
     if record.best is record.log[-1]:
-        _write(folder / BEST, state, record)
-    tensors = {f"model.{name}": tensor for name, tensor in state.items()}
+        _write(folder / BEST, network.state_dict(), record)
+    tensors = {f"model.{name}": tensor for name, tensor in module.state_dict().items()}
     for index, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in values.items()}
     _write(folder / LAST, tensors, record)
@@ -81,7 +87,7 @@ def save(out: Path, model: nn.Module, optimizer: Optimizer, record: Record) -> N
 
 def _write(path: Path, tensors: Mapping[str, Tensor], record: Record) -> None:
     temporary = path.with_name(f".{path.name}")
-    header = {"vitkit": json.dumps({"identity": record.identity, "log": record.log})}
+    header = {"vitkit": json.dumps(asdict(record))}
     save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary, header)
     temporary.replace(path)
 
@@ -101,7 +107,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Record]:
         with safe_open(path, framework="pt") as file:
             header = json.loads(file.metadata()["vitkit"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return tensors, Record(header["identity"], header["log"])
+        return tensors, Record(header["identity"], header["log"], header["metric"])
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise BadArtifact(f"the checkpoint {path} is damaged: {error}; train again in a new folder") from None
 

@@ -17,11 +17,20 @@ class TrainConfig:
     `model` and `options` are what `vitkit.models.build` takes; the number of classes comes from the data.
     `lr` is reached after a linear warm-up over `warmup_epochs` and falls along a cosine to zero;
     `lr_scale` multiplies it for the parameters whose name begins with a key, the first that fits.
-    `clip_norm` bounds the norm of all gradients together. `crop_pct` goes into the run's card; 1 leaves
-    images that already have the model's size as they are. Augmentation, each drawn per image:
-    `flip` is the chance of mirroring; `shift` (part of the side), `zoom` (part of the size), `rotate`
-    (degrees) and `jitter` (of contrast and brightness per channel, in units of the normalised image) are
-    the largest change either way. Raises BadRequest for a value out of range.
+    `clip_norm` bounds the norm of all gradients together; `inf` does not. `flip` is the chance of
+    mirroring an image; `jitter` the largest change of contrast and brightness per channel, in units of the
+    normalised image.
+
+    Classification alone: `crop_pct` goes into the run's card; 1 leaves images that already have the
+    model's size as they are. `shift` (part of the side), `zoom` (part of the size) and `rotate` (degrees)
+    are the largest change either way.
+
+    Panoptic segmentation alone: an image is scaled to the model's size times a factor between `scale_min`
+    and `scale_max`, and cropped; `copy_paste` is the chance that things of another image are pasted into
+    it. `samples` pixels are drawn for the instance and semantic losses. `mask_id` and `remask_blocks`
+    are options of the model.
+
+    Raises BadRequest for a value out of range.
     """
 
     model: str
@@ -40,6 +49,10 @@ class TrainConfig:
     zoom: float = 0.1
     rotate: float = 0.0
     jitter: float = 0.2
+    scale_min: float = 0.8
+    scale_max: float = 1.25
+    copy_paste: float = 0.0
+    samples: int = 1024
     seed: int = 0
     device: str = "cpu"
 
@@ -58,6 +71,10 @@ class TrainConfig:
             "zoom": (0, 0.9),
             "rotate": (0, 180),
             "jitter": (0, 10),
+            "scale_min": (0.05, 20),
+            "scale_max": (self.scale_min, 20),
+            "copy_paste": (0, 1),
+            "samples": (1, math.inf),
             "seed": (0, 2**63 - 1),
         }
         for name, (low, high) in limits.items():

@@ -1,4 +1,4 @@
-"""The training loop: images in memory, AdamW, a cosine, a checkpoint after each epoch, a run at the end."""
+"""The training loop: AdamW, a cosine, a checkpoint after each epoch, a run at the end."""
 
 from __future__ import annotations
 
@@ -16,26 +16,41 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim import AdamW, Optimizer
 
-from vitkit.models import Labels, build, configure, run_card
+from vitkit.models import build, model_info
 from vitkit.runs import CONFIG_FILE, WEIGHTS_FILE, write_run_files
-from vitkit.runtimes.card import CARD_FILE, ImageSpec, ModelCard
+from vitkit.runtimes.card import CARD_FILE, ModelCard
 from vitkit.runtimes.errors import BadInput, BadRequest
 from vitkit.runtimes.files import LOG_FILE
 from vitkit.train import checkpoint
 from vitkit.train.checkpoint import Record, Row
 from vitkit.train.config import TrainConfig
-from vitkit.train.images import ImageSet, Splits, augment, find_splits, fingerprint, load_images, normalise
+from vitkit.train.images import ClassificationTask
+from vitkit.train.panoptic import PanopticTask
+from vitkit.train.task import Batch, Task
 
 _NAMED_FILES = 8
+# Kept at their size, beside biases and norms: tables of relative positions, tokens and cluster centres.
+_UNDECAYED = ("_table", "centres", "cls_token")
 # Called after each step with the mean loss so far, the learning rate and the images per second.
 Report = Callable[[float, float, float], None]
 
 
-def train(config: TrainConfig, data: Path, out: Path, *, resume: bool = False, progress: bool = True) -> Path:
-    """Train on the image folders `data/train` and `data/val`, and leave the best epoch as a run at `out`.
+def train(
+    config: TrainConfig,
+    data: Path,
+    out: Path,
+    *,
+    resume: bool = False,
+    progress: bool = True,
+    backbone: Path | None = None,
+) -> Path:
+    """Train on a data folder and leave the best epoch as a run at `out`.
+
+    Classifiers take the image folders `data/train` and `data/val`; panoptic models COCO's layout, and are
+    measured on the training images where there is no validation split. `backbone` is a file with ImageNet
+    weights of a panoptic model's backbone.
 
     After each epoch `out` holds a checkpoint, from which `resume` continues; on a CPU with the same number
     of threads the continued run equals the uninterrupted one bit for bit. `progress` prints a line for
@@ -47,42 +62,42 @@ def train(config: TrainConfig, data: Path, out: Path, *, resume: bool = False, p
     data has not the right form or, naming files, where the loss or its gradient is no finite number.
     """
     checkpoint.check_out(out, resume)
-    splits = find_splits(data)
-    card = _card(config, splits)
+    panoptic = model_info(config.model).task == "panoptic"
+    if backbone is not None and not panoptic:
+        raise BadRequest(f"{config.model} has no backbone that --backbone-weights could fill")
     device = _device(config.device)
-    identity = {**asdict(config), "options": card.provenance["options"], "data": fingerprint(data, splits)}
-    images, val = (load_images(items, card.labels, card.image) for items in (splits.train, splits.val))
+    task: Task = (PanopticTask if panoptic else ClassificationTask)(config, data)
+    options = task.card.provenance["options"]
+    identity = {**_plain(asdict(config)), "options": options, "data": task.fingerprint}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = build(config.model, **card.provenance["options"]).to(device)
+        network = build(config.model, **options)
+        if backbone is not None:
+            _load_backbone(network, backbone)
+        module = task.trainable(network).to(device)
         # Convolutions are a third faster so; the stub of `to` does not know the argument.
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        optimizer = _optimizer(model, config)
-        log = checkpoint.restore(out, model, optimizer, identity) if resume else []
-        with _bar(config, len(images), len(log), progress) as bar:
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimizer = _optimizer(module, config)
+        log = checkpoint.restore(out, module, optimizer, identity) if resume else []
+        with _bar(config, len(task), len(log), progress) as bar:
             for epoch in range(len(log), config.epochs):
-                row = train_epoch(model, optimizer, images, config, card.image, epoch, _reporter(bar, epoch))
-                log.append({**row, "top1": accuracy(model, val, card.image)})
-                checkpoint.save(out, model, optimizer, Record(identity, log))
-                bar.console.print(_line(log[-1], config), soft_wrap=True, highlight=False)
-    return _finish(out, card, identity, log)
+                row = train_epoch(module, optimizer, task, config, epoch, _reporter(bar, epoch))
+                log.append({**row, **task.measure(network.eval())})
+                checkpoint.save(out, module, network, optimizer, Record(identity, log, task.metric))
+                bar.console.print(_line(log[-1], config, task), soft_wrap=True, highlight=False)
+    return _finish(out, task.card, identity, log)
 
 
-def _card(config: TrainConfig, splits: Splits) -> ModelCard:
-    classes = len(splits.classes)
-    model = configure(config.model, {"num_classes": classes, **config.options})
-    if model.num_classes != classes:
-        raise BadRequest(f"num_classes is {model.num_classes}, but the data has {classes}; leave it out")
-    card = run_card(config.model, model, Labels(splits.classes))
-    provenance = {
-        **card.provenance,
-        "weights": "trained",
-        "epochs": config.epochs,
-        "seed": config.seed,
-        "train_images": len(splits.train),
-        "val_images": len(splits.val),
-    }
-    return replace(card, image=replace(card.image, crop_pct=config.crop_pct), provenance=provenance)
+def _plain(value: Any) -> Any:
+    """A setting as JSON gives it back, so that a resumed run's settings compare equal."""
+    return json.loads(json.dumps(value))
+
+
+def _load_backbone(network: nn.Module, path: Path) -> None:
+    from vitkit.models.backbones import load_backbone
+    from vitkit.models.checkpoints import read_tensors
+
+    load_backbone(network.backbone, read_tensors(path), str(path))  # type: ignore[arg-type]
 
 
 def _device(name: str) -> torch.device:
@@ -99,7 +114,8 @@ def _optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
     for name, parameter in model.named_parameters():
         scale = next((s for prefix, s in config.lr_scale.items() if name.startswith(prefix)), 1.0)
         # Biases and the scales of norms keep their size: decay is for matrices and kernels.
-        decay = config.weight_decay if parameter.ndim > 1 else 0.0
+        kernel = parameter.ndim > 1 and not name.endswith(_UNDECAYED)
+        decay = config.weight_decay if kernel else 0.0
         groups.setdefault((scale, decay), []).append(parameter)
     return AdamW(
         [{"params": p, "lr_scale": scale, "weight_decay": decay} for (scale, decay), p in groups.items()],
@@ -117,61 +133,74 @@ def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float
 
 
 def train_epoch(
-    model: nn.Module,
+    module: nn.Module,
     optimizer: Optimizer,
-    images: ImageSet,
+    task: Task,
     config: TrainConfig,
-    spec: ImageSpec,
     epoch: int,
     report: Report,
 ) -> Row:
-    """One pass over the images in an order given by the seed and the epoch; returns the log's row, less top1.
+    """One pass over the images in an order given by the seed and the epoch; returns the log's row.
 
-    Raises BadInput, naming the files, where the loss of a batch, or its gradient, is no finite number.
+    The row holds the mean of every scalar that the task's `losses` returns, `total` as `loss`. Raises
+    BadInput, naming the files, where the loss of a batch, or its gradient, is no finite number.
     """
     seed = int(np.random.SeedSequence([config.seed, epoch]).generate_state(1)[0])
     # The model's own random numbers, of dropout, are drawn from the global generator.
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    device = next(model.parameters()).device
-    batches = torch.randperm(len(images), generator=generator).tensor_split(
-        math.ceil(len(images) / config.batch_size)
-    )
-    start, seen, total, lr = time.perf_counter(), 0, 0.0, 0.0
-    model.train()
-    for number, batch in enumerate(batches):
-        lr = learning_rate(config, epoch * len(batches) + number, len(batches))
-        pixels, targets = images.pixels[batch].to(device), images.targets[batch].to(device)
-        inputs = augment(normalise(pixels, spec), config, generator)
-        loss = _step(model, optimizer, inputs, targets, config, lr)
-        if not math.isfinite(loss):
-            raise BadInput(_not_finite(epoch, [images.files[i] for i in batch.tolist()]))
-        seen, total = seen + len(batch), total + loss * len(batch)
-        report(total / seen, lr, seen / (time.perf_counter() - start))
+    steps = _steps(task, config)
+    start, seen, lr = time.perf_counter(), 0, 0.0
+    sums: dict[str, float] = {}
+    module.train()
+    for number, batch in enumerate(task.batches(generator)):
+        lr = learning_rate(config, epoch * steps + number, steps)
+        parts = _step(module, optimizer, task, batch, generator, config, lr)
+        if parts is None:
+            raise BadInput(_not_finite(epoch, batch.files))
+        seen += batch.size
+        for name, value in parts.items():
+            sums[name] = sums.get(name, 0.0) + value * batch.size
+        report(sums["total"] / seen, lr, seen / (time.perf_counter() - start))
     seconds = time.perf_counter() - start
+    means = {name: value / seen for name, value in sums.items()}
     return {
         "epoch": epoch + 1,
-        "loss": total / seen,
+        "loss": means.pop("total"),
+        **means,
         "lr": lr,
         "seconds": seconds,
         "images_per_second": seen / seconds,
     }
 
 
+def _steps(task: Task, config: TrainConfig) -> int:
+    return math.ceil(len(task) / config.batch_size)
+
+
 def _step(
-    model: nn.Module, optimizer: Optimizer, inputs: Tensor, targets: Tensor, config: TrainConfig, lr: float
-) -> float:
+    module: nn.Module,
+    optimizer: Optimizer,
+    task: Task,
+    batch: Batch,
+    generator: torch.Generator,
+    config: TrainConfig,
+    lr: float,
+) -> dict[str, float] | None:
+    """One step down the loss; None, and no step, where the loss or its gradient is no finite number."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
     optimizer.zero_grad()
-    loss = F.cross_entropy(model(inputs), targets, label_smoothing=config.label_smoothing)
-    loss.backward()  # type: ignore[no-untyped-call]
-    norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+    losses = task.losses(module, batch, generator)
+    losses["total"].backward()  # type: ignore[no-untyped-call]
+    norm = nn.utils.clip_grad_norm_(module.parameters(), config.clip_norm)
+    names = list(losses)
+    values: Tensor = torch.stack([losses[name].detach() for name in names])
     # Gradients can be infinite where the loss is not yet; a step along them would spoil the weights.
-    if not torch.isfinite(norm):
-        return math.nan
+    if not torch.isfinite(norm) or not torch.isfinite(losses["total"]):
+        return None
     optimizer.step()
-    return loss.item()
+    return dict(zip(names, values.tolist(), strict=True))
 
 
 def _not_finite(epoch: int, files: Sequence[Path]) -> str:
@@ -184,22 +213,9 @@ def _not_finite(epoch: int, files: Sequence[Path]) -> str:
     )
 
 
-@torch.no_grad()
-def accuracy(model: nn.Module, images: ImageSet, spec: ImageSpec, batch_size: int = 256) -> float:
-    """Top-1 accuracy in per cent, on images as the card prepares them."""
-    model.eval()
-    device = next(model.parameters()).device
-    right = 0
-    for start in range(0, len(images), batch_size):
-        part = slice(start, start + batch_size)
-        logits = model(normalise(images.pixels[part].to(device), spec))
-        right += int((logits.argmax(1).cpu() == images.targets[part]).sum())
-    return 100 * right / len(images)
-
-
 def _finish(out: Path, card: ModelCard, identity: dict[str, Any], log: Sequence[Row]) -> Path:
     state, record = checkpoint.read_best(out)
-    best = {"best_epoch": record.log[-1]["epoch"], "top1": record.log[-1]["top1"]}
+    best = {"best_epoch": record.log[-1]["epoch"], record.metric: record.log[-1][record.metric]}
     card = replace(card, provenance={**card.provenance, **best, "data": identity["data"]})
     with tempfile.TemporaryDirectory(prefix=".run.", dir=out) as work:
         write_run_files(Path(work), state, card, identity)
@@ -234,8 +250,8 @@ def _reporter(bar: Progress, epoch: int) -> Report:
     return report
 
 
-def _line(row: Row, config: TrainConfig) -> str:
+def _line(row: Row, config: TrainConfig, task: Task) -> str:
     return (
         f"epoch {row['epoch']}/{config.epochs}  loss {row['loss']:.3f}  lr {row['lr']:.1e}  "
-        f"top-1 {row['top1']:.1f} %  {row['seconds']:.1f} s  {row['images_per_second']:.0f} images/s"
+        f"{task.unit} {row[task.metric]:.1f} %  {row['seconds']:.1f} s  {row['images_per_second']:.0f} images/s"
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 
 from vitkit.runtimes.errors import BadRequest
 from vitkit.train.config import TrainConfig
@@ -24,8 +26,30 @@ def ps_vit_nano_demo() -> TrainConfig:
     )
 
 
+def remax_nano_demo() -> TrainConfig:
+    """ReMaX nano on generated scenes: about five minutes on two CPU cores."""
+    return TrainConfig(
+        model="remax_nano",
+        epochs=12,
+        batch_size=16,
+        lr=3e-3,
+        weight_decay=0.02,
+        warmup_epochs=1,
+        clip_norm=math.inf,
+        jitter=0.2,
+        samples=256,
+    )
+
+
+def kmax_nano_demo() -> TrainConfig:
+    """The same for the twin without relaxations, to compare with."""
+    return replace(remax_nano_demo(), model="kmax_nano")
+
+
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
     "ps_vit_nano_demo": ps_vit_nano_demo,
+    "remax_nano_demo": remax_nano_demo,
+    "kmax_nano_demo": kmax_nano_demo,
 }
 
 

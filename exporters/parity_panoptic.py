@@ -1,0 +1,251 @@
+"""Parity of panoptic engines: masks and classes, the assignments on the way, and the segments that come out.
+
+End-to-end tensor error alone misleads: one pixel that the k-means assignment gives to another slot moves
+everything after it. So the shares of pixels that change their slot are held, at every stage, and the
+segments compared as a user would: PQ of the engine's result with the float model's as the truth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitkit.exporters.golden import read_golden
+from vitkit.runtimes.card import ImageSpec, ModelCard
+from vitkit.runtimes.decode import softmax
+from vitkit.runtimes.engine import Engine, Outputs
+from vitkit.runtimes.image import prepare
+from vitkit.runtimes.panoptic import Panoptic
+
+# A pixel that the float model itself gives to its slot by less than this lead in probability may flip.
+CLEAR_LEAD = 0.5
+
+
+class Limit(NamedTuple):
+    """What an engine of one precision must reach not to be broken; `evaluate` tells how good it is.
+
+    `flips` bounds the share of pixels with a clear slot that the engine gives to another, `stage_flips` the
+    share of all pixels that change their slot in a k-means assignment, `classes` the root mean square error
+    of the class probabilities; `quality` is the least PQ (per cent) against the float model's segments.
+    """
+
+    flips: float
+    stage_flips: float
+    classes: float
+    quality: float
+
+
+LIMITS = {
+    "fp32": Limit(0.002, 0.005, 0.005, 98.0),
+    "fp16": Limit(0.02, 0.05, 0.02, 93.0),
+    "bf16": Limit(0.08, 0.25, 0.05, 80.0),
+    "int8": Limit(0.12, 0.35, 0.08, 70.0),
+}
+# Fewer segments than this say nothing about a share of them.
+QUALITY_SEGMENTS = 32
+
+
+@dataclass(frozen=True)
+class PanopticParity:
+    """How far an engine is from its float model on some images.
+
+    `flips` and `clear_flips` are shares (0..1) of pixels whose best slot differs, of all and of those where
+    the float model has a clear lead; `stages` the shares for each k-means assignment; `mask_error` and
+    `class_error` root mean squares of probabilities; `quality` PQ in per cent with the float model's
+    `segments` as the truth, None without any.
+    """
+
+    name: str
+    images: int
+    flips: float
+    clear_flips: float
+    mask_error: float
+    class_error: float
+    segments: int
+    quality: float | None
+    stages: dict[str, float] = field(default_factory=dict)
+    finite: bool = True
+    problems: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        quality = "no segments" if self.quality is None else f"PQ {self.quality:.2f} of {self.segments} segments"
+        stages = "".join(f", {name.split('/')[0]} {share:.2%}" for name, share in self.stages.items())
+        return (
+            f"{self.name}: {self.images} images, {quality} against the float model, pixels that change slot "
+            f"{self.flips:.2%} ({self.clear_flips:.3%} of the clear ones){stages}, errors of probabilities: "
+            f"masks {self.mask_error:.2g}, classes {self.class_error:.2g}: {'; '.join(self.problems) or 'ok'}"
+        )
+
+    def details(self) -> list[str]:
+        """Nothing: no image stands out by itself."""
+        return []
+
+    def summary(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "set": self.name,
+            "images": self.images,
+            "ok": not self.problems,
+            "pq_against_float": self.quality,
+            "segments": self.segments,
+            "slot_flips": self.flips,
+            "clear_slot_flips": self.clear_flips,
+            "stage_flips": self.stages,
+            "mask_probability_error": self.mask_error,
+            "class_probability_error": self.class_error,
+            "problems": list(self.problems),
+        }
+
+
+class _Sums:
+    """What is gathered image by image, so that no two images' masks are held at once."""
+
+    def __init__(self) -> None:
+        self.images = self.pixels = self.flips = self.clear = self.clear_flips = 0
+        self.masks: list[float] = []
+        self.classes: list[float] = []
+        self.finite = True
+
+    def add(self, reference: Outputs, engine: Outputs, card: ModelCard) -> None:
+        """Outputs of ONE image, without the batch dimension."""
+        want, got = (outputs[card.decode["masks"]] for outputs in (reference, engine))
+        wanted, found = (_slot_probabilities(masks) for masks in (want, got))
+        top = np.partition(wanted, -2, axis=0)[-2:]
+        clear = top[1] - top[0] >= CLEAR_LEAD
+        changed = want.argmax(axis=0) != got.argmax(axis=0)
+        self.images += 1
+        self.pixels += changed.size
+        self.flips += int(changed.sum())
+        self.clear += int(clear.sum())
+        self.clear_flips += int((changed & clear).sum())
+        self.masks.append(float(np.mean((wanted - found) ** 2)))
+        classes = [softmax(outputs[card.decode["classes"]]) for outputs in (reference, engine)]
+        self.classes.append(float(np.mean((classes[0] - classes[1]) ** 2)))
+        self.finite &= all(bool(np.isfinite(value).all()) for value in engine.values())
+
+    def parity(self, name: str, segments: int, quality: float | None) -> PanopticParity:
+        return PanopticParity(
+            name=name,
+            images=self.images,
+            flips=self.flips / self.pixels,
+            clear_flips=self.clear_flips / max(self.clear, 1),
+            mask_error=float(np.sqrt(np.mean(self.masks))),
+            class_error=float(np.sqrt(np.mean(self.classes))),
+            segments=segments,
+            quality=quality,
+            finite=self.finite,
+        )
+
+
+def _slot_probabilities(masks: NDArray[np.floating]) -> NDArray[np.floating]:
+    shifted = np.exp(masks - masks.max(axis=0))
+    probabilities: NDArray[np.floating] = shifted / shifted.sum(axis=0)
+    return probabilities
+
+
+def _judged(parity: PanopticParity, precision: str) -> PanopticParity:
+    return replace(parity, problems=tuple(_problems(parity, LIMITS[precision])))
+
+
+def _problems(parity: PanopticParity, limit: Limit) -> Iterator[str]:
+    if not parity.finite:
+        yield "outputs are not finite"
+    if not parity.clear_flips <= limit.flips:
+        yield f"{parity.clear_flips:.2%} of the clear pixels change slot, over {limit.flips:.1%}"
+    if not parity.class_error <= limit.classes:
+        yield f"class probabilities are off by {parity.class_error:.2g}, over {limit.classes:g}"
+    for name, share in parity.stages.items():
+        if not share <= limit.stage_flips:
+            yield f"{name}: {share:.2%} of the pixels change slot, over {limit.stage_flips:.1%}"
+    enough = parity.quality is not None and parity.segments >= QUALITY_SEGMENTS
+    if enough and not (parity.quality or 0) >= limit.quality:
+        yield f"PQ against the float model is {parity.quality:.2f}, under {limit.quality:g}"
+
+
+def check_golden(engine: Engine) -> PanopticParity:
+    """The golden check: the artifact against the outputs it carries. Raises BadArtifact."""
+    inputs, reference = read_golden(engine.artifact)
+    sums = _Sums()
+    for i in range(len(inputs)):
+        outputs = engine.run_batched(inputs[i : i + 1])
+        sums.add(_first(reference, i), _first(outputs), engine.card)
+    return _judged(sums.parity("golden", 0, None), engine.card.precision)
+
+
+def _first(outputs: Outputs, i: int = 0) -> Outputs:
+    return {name: value[i] for name, value in outputs.items()}
+
+
+def check_photos(
+    engine: Engine,
+    reference: Any,
+    reference_image: ImageSpec,
+    photos: Iterable[tuple[str, NDArray[np.uint8]]],
+    stages: dict[str, float] | None = None,
+) -> PanopticParity:
+    """The engine against `reference` (a `Predict`) on named photographs, each prepared for either side.
+
+    `stages` are shares of flipped assignments that were measured apart.
+    """
+    sums, quality = _Sums(), _Quality()
+    for _, photo in photos:
+        want = _first(reference(prepare(photo, reference_image)[None]))
+        got = _first(engine.run_batched(engine.prepare([photo])))
+        sums.add(want, got, engine.card)
+        quality.add(*(engine.decode(_batched(outputs), [photo])[0] for outputs in (want, got)))
+    parity = sums.parity("photos", quality.segments, quality.per_cent)
+    return _judged(replace(parity, stages=stages or {}), engine.card.precision)
+
+
+def _batched(outputs: Outputs) -> Outputs:
+    return {name: value[None] for name, value in outputs.items()}
+
+
+class _Quality:
+    """PQ over all segments at once, whatever their class: without void or crowds, both being predictions."""
+
+    def __init__(self) -> None:
+        self.segments = self.found = self.matched = 0
+        self.overlap = 0.0
+
+    def add(self, truth: Panoptic, result: Panoptic) -> None:
+        """Match segments of the same class that share more than half of their union."""
+        self.segments += len(truth.segments)
+        self.found += len(result.segments)
+        count = len(result.segments) + 1
+        joint = truth.ids.astype(np.int64) * count + result.ids
+        shared = np.bincount(joint.ravel(), minlength=(len(truth.segments) + 1) * count)
+        for a in truth.segments:
+            for b in result.segments:
+                both = int(shared[a.id * count + b.id])
+                overlap = both / (a.area + b.area - both)
+                if a.index == b.index and overlap > 0.5:
+                    self.matched += 1
+                    self.overlap += overlap
+
+    @property
+    def per_cent(self) -> float | None:
+        """None without any segment on either side."""
+        total = self.segments + self.found
+        return 200 * self.overlap / total if total else None
+
+
+def stage_flips(
+    engine: Engine, stages: Any, image: ImageSpec, photos: Iterable[NDArray[np.uint8]]
+) -> dict[str, float]:
+    """Shares of pixels that change slot in each assignment, for an engine that returns the assignments too.
+
+    `stages` gives the float model's, as `Source.stages`.
+    """
+    changed: dict[str, list[float]] = {}
+    for photo in photos:
+        want = stages(prepare(photo, image)[None])
+        got = engine.run_batched(engine.prepare([photo]))
+        for name, slots in want.items():
+            changed.setdefault(name, []).append(float(np.mean(got[name].reshape(slots.shape) != slots)))
+    return {name: float(np.mean(shares)) for name, shares in changed.items()}
+

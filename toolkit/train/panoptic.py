@@ -1,0 +1,251 @@
+"""Training panoptic models: COCO's layout in memory, panoptic augmentation, relaxed losses, PQ."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Generator, Tensor, nn
+
+from vitkit.data.panoptic import PanopticImage, PanopticSet, find_splits, read_ids, read_split
+from vitkit.models import Labels, configure, run_card
+from vitkit.models.remax import STRIDES, Relaxed, RelaxedTraining, ReMaXConfig
+from vitkit.runtimes.card import ModelCard, sha256
+from vitkit.runtimes.errors import BadInput, BadRequest
+from vitkit.runtimes.image import read_image
+from vitkit.train.config import TrainConfig
+from vitkit.train.images import normalise, recolour, trained
+from vitkit.train.panoptic_loss import (
+    LossConfig,
+    Targets,
+    false_positive_ratio,
+    match,
+    panoptic_losses,
+    remask,
+)
+from vitkit.train.task import Batch
+
+
+class Scene(NamedTuple):
+    """An image in memory.
+
+    `photo` (H, W, 3) uint8 RGB; `numbers` (H, W) int32, which of the segments covers a pixel, from 1, and 0
+    on void; `classes` (n + 1,) the class of each segment, `instances` (n + 1,) whether it is one, which a
+    crowd is not; entry 0 is void's: -1 and False.
+    """
+
+    photo: NDArray[np.uint8]
+    numbers: NDArray[np.int32]
+    classes: NDArray[np.int64]
+    instances: NDArray[np.bool_]
+
+
+class PanopticTask:
+    """A data set in COCO's panoptic layout, with a network that segments it; see `Task`."""
+
+    metric, unit = "pq", "PQ"
+
+    def __init__(self, config: TrainConfig, data: Path) -> None:
+        train, val = _read_splits(data)
+        self.config, self.card = config, _card(config, train, val)
+        self.fingerprint = _fingerprint(data, [train, val])
+        model = configure(config.model, self.card.provenance["options"])
+        assert isinstance(model, ReMaXConfig)
+        self.size = model.image_size
+        self.loss = LossConfig(
+            mask_id="sigmoid" if model.mask_id == "sigmoid" else "softmax",
+            reclass_eta=model.reclass_eta,
+            instance_samples=config.samples,
+            semantic_samples=config.samples,
+        )
+        self.val = val
+        self.things = np.array([category.thing for category in train.categories])
+        numbers = {category.id: i for i, category in enumerate(train.categories)}
+        self.files = [image.file for image in train.images]
+        self.scenes = [_load(image, numbers) for image in train.images]
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def trainable(self, network: nn.Module) -> nn.Module:
+        """The network with its semantic heads, which only training needs."""
+        return RelaxedTraining(network)  # type: ignore[arg-type]
+
+    def batches(self, generator: Generator) -> Iterator[Batch]:
+        """One pass over the training images.
+
+        A batch holds pixels (B, size, size, 3) uint8 and, at the masks' stride, segment numbers (B, h, w),
+        their classes (B, S + 1) and whether they are instances (B, S + 1), as in `Scene`.
+        """
+        count = math.ceil(len(self) / self.config.batch_size)
+        for batch in torch.randperm(len(self), generator=generator).tensor_split(count):
+            # One seed for each image, so that how one is changed does not depend on the others.
+            seeds = torch.randint(2**62, (len(batch),), generator=generator).tolist()
+            rngs = [np.random.default_rng(seed) for seed in seeds]
+            scenes = [self._augmented(i, rng) for i, rng in zip(batch.tolist(), rngs, strict=True)]
+            yield Batch(len(batch), [self.files[i] for i in batch.tolist()], _collate(scenes))
+
+    def _augmented(self, index: int, rng: np.random.Generator) -> Scene:
+        scene = jittered(self.scenes[index], self.size, self.config, rng)
+        if rng.random() < self.config.copy_paste and len(self) > 1:
+            # Never the image itself.
+            other = self.scenes[(index + 1 + int(rng.integers(len(self) - 1))) % len(self)]
+            scene = paste(scene, jittered(other, self.size, self.config, rng), self.things, rng)
+        return scene
+
+    def losses(self, module: nn.Module, batch: Batch, generator: Generator) -> dict[str, Tensor]:
+        """All losses of `panoptic_losses`, the blocks' summed, and figure 1's `fp_ratio`."""
+        device = next(module.parameters()).device
+        pixels, numbers, classes, instances = (tensor.to(device) for tensor in batch.data)
+        images = recolour(normalise(pixels, self.card.image), self.config, generator)
+        targets = _targets(numbers, classes, instances)
+        out: Relaxed = module(images)
+        losses = panoptic_losses(
+            out.final,
+            out.blocks,
+            targets,
+            self.loss,
+            semantic=out.semantic,
+            block_semantic=out.block_semantic,
+            generator=generator,
+        )
+        final = {name: part for name, part in losses.items() if not name.startswith("block_")}
+        blocks = [part for name, part in losses.items() if name.startswith("block_")]
+        return {**final, "blocks": torch.stack(blocks).sum(), "fp_ratio": self._fp_ratio(out, targets)}
+
+    @torch.no_grad()
+    def _fp_ratio(self, out: Relaxed, targets: Targets) -> Tensor:
+        """Of the last block, whose masks are relaxed if any are, at its own stride."""
+        block, step = out.blocks[-1], STRIDES[2] // STRIDES[3]
+        masks = block.masks
+        if len(out.block_semantic) == len(out.blocks):
+            masks = remask(masks, block.classes, out.block_semantic[-1], self.loss.mask_id)
+        small = Targets(targets.masks[..., ::step, ::step], targets.classes, targets.semantic[..., ::step, ::step])
+        return false_positive_ratio(masks, match(out.final.masks, out.final.classes, targets), small)
+
+    def measure(self, network: nn.Module) -> dict[str, float]:
+        """PQ in per cent, and its parts, on the validation images at their own size."""
+        from vitkit.evaluate import Network, evaluate_panoptic
+        from vitkit.exporters.source import Source
+
+        source = Source(network, self.card)  # type: ignore[arg-type]
+        report = evaluate_panoptic(Network(self.card, source.predict, lambda: None), self.val)
+        return {"pq": report.all.pq, "sq": report.all.sq, "rq": report.all.rq, "miou": report.miou}
+
+
+def _read_splits(data: Path) -> tuple[PanopticSet, PanopticSet]:
+    """The splits to train on and to measure on, which is the same one where there is no other."""
+    names = list(find_splits(data))
+    train = [name for name in names if name.startswith("train")] or names
+    val = [name for name in names if name.startswith("val")] or train
+    if len(train) != 1 or len(val) != 1:
+        raise BadInput(f"{data} has the splits {', '.join(names)}; wanted are one train* and one val*")
+    first, second = read_split(data, train[0]), read_split(data, val[0])
+    if [(c.id, c.name) for c in first.categories] != [(c.id, c.name) for c in second.categories]:
+        raise BadInput(f"{first.source} and {second.source} have different categories")
+    return first, second
+
+
+def _card(config: TrainConfig, train: PanopticSet, val: PanopticSet) -> ModelCard:
+    categories = train.categories
+    model = configure(config.model, {"num_classes": len(categories), **config.options})
+    if model.num_classes != len(categories):
+        raise BadRequest(f"num_classes is {model.num_classes}, but the data has {len(categories)}; leave it out")
+    labels = Labels(
+        tuple(category.name for category in categories),
+        tuple(str(category.id) for category in categories),
+        tuple(category.thing for category in categories),
+    )
+    card = run_card(config.model, model, labels)
+    counts = {"train_images": len(train.images), "val_images": len(val.images)}
+    return replace(card, provenance={**card.provenance, **trained(config), **counts})
+
+
+def _fingerprint(data: Path, splits: list[PanopticSet]) -> str:
+    digest = hashlib.sha256()
+    for path in sorted({p for s in splits for i in s.images for p in (s.source, i.file, i.mask)}):
+        digest.update(f"{path.relative_to(data).as_posix()}\n{sha256(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def _load(image: PanopticImage, numbers: dict[int, int]) -> Scene:
+    photo, ids = read_image(image.file), read_ids(image.mask)
+    if photo.shape[:2] != ids.shape:
+        raise BadInput(f"{image.file} is {photo.shape[:2]} pixels, its segments {image.mask} {ids.shape}")
+    known, inverse = np.unique(ids, return_inverse=True)
+    place = {segment.id: i for i, segment in enumerate(image.segments, start=1)}
+    if stray := [int(i) for i in known if i and int(i) not in place]:
+        raise BadInput(f"{image.mask} holds the ids {stray[:5]}, which its JSON does not name")
+    lookup = np.array([place.get(int(i), 0) for i in known], np.int32)
+    classes = np.array([-1, *(numbers[s.category_id] for s in image.segments)], np.int64)
+    instances = np.array([False, *(not s.crowd for s in image.segments)])
+    return Scene(photo, lookup[inverse].reshape(ids.shape), classes, instances)
+
+
+def jittered(scene: Scene, size: int, config: TrainConfig, rng: np.random.Generator) -> Scene:
+    """The scene scaled, mirrored and cropped to (size, size); what it does not fill is void, and grey."""
+    height, width = scene.numbers.shape
+    factor = rng.uniform(config.scale_min, config.scale_max) * size / max(height, width)
+    tall, wide = (max(1, round(side * factor)) for side in (height, width))
+    photo = np.asarray(Image.fromarray(scene.photo).resize((wide, tall), Image.Resampling.BILINEAR))
+    numbers = np.asarray(Image.fromarray(scene.numbers).resize((wide, tall), Image.Resampling.NEAREST))
+    if rng.random() < config.flip:
+        photo, numbers = photo[:, ::-1], numbers[:, ::-1]
+    top, left = (int(rng.integers(max(side - size, 0) + 1)) for side in (tall, wide))
+    canvas = np.full((size, size, 3), 128, np.uint8)
+    ground = np.zeros((size, size), np.int32)
+    part = numbers[top : top + size, left : left + size]
+    canvas[: part.shape[0], : part.shape[1]] = photo[top : top + size, left : left + size]
+    ground[: part.shape[0], : part.shape[1]] = part
+    return Scene(canvas, ground, scene.classes, scene.instances)
+
+
+def paste(scene: Scene, other: Scene, things: NDArray[np.bool_], rng: np.random.Generator) -> Scene:
+    """Panoptic copy-paste: about half of the other scene's things, pasted over this one."""
+    chosen = other.instances & (rng.random(len(other.classes)) < 0.5)
+    chosen[1:] &= things[other.classes[1:]]
+    where = chosen[other.numbers]
+    offset = len(scene.classes) - 1
+    numbers = np.where(where, other.numbers + offset, scene.numbers).astype(np.int32)
+    return Scene(
+        np.where(where[..., None], other.photo, scene.photo),
+        numbers,
+        np.concatenate([scene.classes, other.classes[1:]]),
+        np.concatenate([scene.instances, other.instances[1:]]),
+    )
+
+
+def _collate(scenes: list[Scene]) -> tuple[Tensor, ...]:
+    step = STRIDES[-1]
+    most = max(len(scene.classes) for scene in scenes)
+
+    def filled(values: NDArray[Any], empty: Any) -> NDArray[Any]:
+        return np.pad(values, (0, most - len(values)), constant_values=empty)
+
+    arrays = (
+        np.stack([scene.photo for scene in scenes]),
+        # Sub-sampled, not averaged: the corners of the two maps fall on each other.
+        np.stack([scene.numbers[::step, ::step] for scene in scenes]).astype(np.int64),
+        np.stack([filled(scene.classes, -1) for scene in scenes]),
+        np.stack([filled(scene.instances, False) for scene in scenes]),
+    )
+    return tuple(torch.from_numpy(array) for array in arrays)
+
+
+def _targets(numbers: Tensor, classes: Tensor, instances: Tensor) -> Targets:
+    """(B, h, w) segment numbers with (B, S + 1) classes and instances -> the ground truth of a batch."""
+    count = classes.shape[1]
+    masks = numbers.unsqueeze(1) == torch.arange(1, count, device=numbers.device).reshape(-1, 1, 1)
+    semantic = classes.gather(1, numbers.flatten(1)).view_as(numbers)
+    owned = instances[:, 1:]
+    return Targets(
+        masks & owned[..., None, None], torch.where(owned, classes[:, 1:], -1), semantic
+    )
