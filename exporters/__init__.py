@@ -199,19 +199,15 @@ def check_stages(engine: Engine, source: Source, photos: Sequence[NDArray[np.uin
     from vitkit.runtimes.engine import open_engine
     from vitkit.runtimes.image import prepare
 
-    shapes = {
-        name: slots.shape
-        for name, slots in source.stages(prepare(photos[0], source.card.image)[None]).items()
-    }
-    if not shapes:
+    found = source.stages(prepare(photos[0], source.card.image)[None])
+    if not found:
         return {}
+    shapes = {name: (engine.batch, *slots.shape[1:]) for name, slots in found.items()}
     card, target = engine.card, TARGETS[engine.card.target]
     with TemporaryDirectory(prefix=".vitkit.") as name:
         folder = Path(name)
         import_module(target.module).expose(engine.artifact, folder, shapes)
-        outputs = [
-            TensorSpec(stage, (engine.batch, *shape[1:]), "int64") for stage, shape in shapes.items()
-        ]
+        outputs = [TensorSpec(stage, shape, "int64") for stage, shape in shapes.items()]
         files: dict[str, str | None] = {path.name: None for path in folder.iterdir()}
         write_card(replace(card, outputs=(*card.outputs, *outputs), files=files), folder)
         with open_engine(folder) as twin:

@@ -61,7 +61,7 @@ def export(
     return engine_card(source, image, batch, target="onnx", precision=precision, engine=ENGINE_FILE)
 
 
-def expose(artifact: Artifact, folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def expose(artifact: Artifact, folder: Path, shapes: Mapping[str, tuple[int | None, ...]]) -> None:
     """Write the engine into `folder` with the whole numbers that the named nodes compute as outputs too."""
     import onnx
 

@@ -52,7 +52,7 @@ def export(
     return replace(card, options={"precision_hints": PRECISION_HINTS[precision]})
 
 
-def expose(artifact: Artifact, folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def expose(artifact: Artifact, folder: Path, shapes: Mapping[str, tuple[int | None, ...]]) -> None:
     """Write the engine into `folder` with the whole numbers that the named nodes compute as outputs too."""
     import openvino
 

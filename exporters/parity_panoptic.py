@@ -28,11 +28,13 @@ CLEAR_LEAD = 0.5
 class Limit(NamedTuple):
     """What an engine of one precision must reach not to be broken; `evaluate` tells how good it is.
 
-    `flips` bounds the share of pixels with a clear slot that the engine gives to another, `stage_flips` the
-    share of all pixels that change their slot in a k-means assignment, `classes` the root mean square error
-    of the class probabilities; `quality` is the least PQ (per cent) against the float model's segments.
+    `logits` bounds the root mean square error of the mask logits over their standard deviation; `flips` the
+    share of pixels with a clear slot that the engine gives to another, `stage_flips` the share of all pixels
+    that change their slot in a k-means assignment, `classes` the root mean square error of the class
+    probabilities; `quality` is the least PQ (per cent) against the float model's segments.
     """
 
+    logits: float
     flips: float
     stage_flips: float
     classes: float
@@ -40,10 +42,10 @@ class Limit(NamedTuple):
 
 
 LIMITS = {
-    "fp32": Limit(0.002, 0.005, 0.005, 98.0),
-    "fp16": Limit(0.02, 0.05, 0.02, 93.0),
-    "bf16": Limit(0.08, 0.25, 0.05, 80.0),
-    "int8": Limit(0.12, 0.35, 0.08, 70.0),
+    "fp32": Limit(0.03, 0.002, 0.005, 0.005, 98.0),
+    "fp16": Limit(0.2, 0.02, 0.05, 0.02, 93.0),
+    "bf16": Limit(0.8, 0.05, 0.2, 0.05, 85.0),
+    "int8": Limit(0.9, 0.08, 0.3, 0.08, 75.0),
 }
 # Fewer segments than this say nothing about a share of them.
 QUALITY_SEGMENTS = 32
@@ -53,7 +55,8 @@ QUALITY_SEGMENTS = 32
 class PanopticParity:
     """How far an engine is from its float model on some images.
 
-    `flips` and `clear_flips` are shares (0..1) of pixels whose best slot differs, of all and of those where
+    `error` is the root mean square of the mask logits' error over their standard deviation, both less their
+    mean over the slots of a pixel, which softmax ignores. `flips` and `clear_flips` are shares (0..1) of pixels whose best slot differs, of all and of those where
     the float model has a clear lead; `stages` the shares for each k-means assignment; `mask_error` and
     `class_error` root mean squares of probabilities; `quality` PQ in per cent with the float model's
     `segments` as the truth, None without any.
@@ -61,6 +64,7 @@ class PanopticParity:
 
     name: str
     images: int
+    error: float
     flips: float
     clear_flips: float
     mask_error: float
@@ -72,12 +76,14 @@ class PanopticParity:
     problems: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        quality = "no segments" if self.quality is None else f"PQ {self.quality:.2f} of {self.segments} segments"
+        quality = (
+            "no segments" if self.quality is None else f"PQ {self.quality:.2f} of {self.segments} segments"
+        )
         stages = "".join(f", {name.split('/')[0]} {share:.2%}" for name, share in self.stages.items())
         return (
             f"{self.name}: {self.images} images, {quality} against the float model, pixels that change slot "
-            f"{self.flips:.2%} ({self.clear_flips:.3%} of the clear ones){stages}, errors of probabilities: "
-            f"masks {self.mask_error:.2g}, classes {self.class_error:.2g}: {'; '.join(self.problems) or 'ok'}"
+            f"{self.flips:.2%} ({self.clear_flips:.3%} of the clear ones){stages}, mask logits error "
+            f"{self.error:.2g}, errors of probabilities: masks {self.mask_error:.2g}, classes {self.class_error:.2g}: {'; '.join(self.problems) or 'ok'}"
         )
 
     def details(self) -> list[str]:
@@ -92,6 +98,7 @@ class PanopticParity:
             "ok": not self.problems,
             "pq_against_float": self.quality,
             "segments": self.segments,
+            "mask_logits_error": self.error,
             "slot_flips": self.flips,
             "clear_slot_flips": self.clear_flips,
             "stage_flips": self.stages,
@@ -106,6 +113,8 @@ class _Sums:
 
     def __init__(self) -> None:
         self.images = self.pixels = self.flips = self.clear = self.clear_flips = 0
+        self.errors: list[float] = []
+        self.spreads: list[float] = []
         self.masks: list[float] = []
         self.classes: list[float] = []
         self.finite = True
@@ -114,6 +123,9 @@ class _Sums:
         """Outputs of ONE image, without the batch dimension."""
         want, got = (outputs[card.decode["masks"]] for outputs in (reference, engine))
         wanted, found = (_slot_probabilities(masks) for masks in (want, got))
+        centred = want - want.mean(axis=0)
+        self.errors.append(float(np.mean((got - got.mean(axis=0) - centred) ** 2)))
+        self.spreads.append(float(np.mean(centred**2)))
         top = np.partition(wanted, -2, axis=0)[-2:]
         clear = top[1] - top[0] >= CLEAR_LEAD
         changed = want.argmax(axis=0) != got.argmax(axis=0)
@@ -131,6 +143,7 @@ class _Sums:
         return PanopticParity(
             name=name,
             images=self.images,
+            error=float(np.sqrt(np.mean(self.errors) / max(np.mean(self.spreads), 1e-12))),
             flips=self.flips / self.pixels,
             clear_flips=self.clear_flips / max(self.clear, 1),
             mask_error=float(np.sqrt(np.mean(self.masks))),
@@ -154,6 +167,8 @@ def _judged(parity: PanopticParity, precision: str) -> PanopticParity:
 def _problems(parity: PanopticParity, limit: Limit) -> Iterator[str]:
     if not parity.finite:
         yield "outputs are not finite"
+    if not parity.error <= limit.logits:
+        yield f"mask logits error {parity.error:.2g} is over {limit.logits:g}"
     if not parity.clear_flips <= limit.flips:
         yield f"{parity.clear_flips:.2%} of the clear pixels change slot, over {limit.flips:.1%}"
     if not parity.class_error <= limit.classes:
@@ -248,4 +263,3 @@ def stage_flips(
         for name, slots in want.items():
             changed.setdefault(name, []).append(float(np.mean(got[name].reshape(slots.shape) != slots)))
     return {name: float(np.mean(shares)) for name, shares in changed.items()}
-

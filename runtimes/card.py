@@ -270,9 +270,7 @@ def _image(value: Any) -> ImageSpec:
         "dtype": ("uint8", "float32"),
         "fit": ("cover", "contain"),
     }
-    _need(
-        type(spec.pad) is int and 0 <= spec.pad <= 255, f"image.pad is {spec.pad!r}; it must be 0 to 255"
-    )
+    _need(type(spec.pad) is int and 0 <= spec.pad <= 255, f"image.pad is {spec.pad!r}; it must be 0 to 255")
     for name, allowed in choices.items():
         _need(
             getattr(spec, name) in allowed,

@@ -121,7 +121,9 @@ def _check_panoptic(card: ModelCard) -> None:
             "[N, slots, h, w] and [N, slots, classes + 1]"
         )
     if masks.shape[1] != classes.shape[1] or classes.shape[2] != len(card.labels) + 1:
-        raise BadArtifact(f"the card's masks {masks} and classes {classes} do not fit {len(card.labels)} labels")
+        raise BadArtifact(
+            f"the card's masks {masks} and classes {classes} do not fit {len(card.labels)} labels"
+        )
     things = card.decode.get("things")
     if not isinstance(things, list) or any(not 0 <= index < len(card.labels) for index in things):
         raise BadArtifact(f"the card's decode.things is {things!r}; it must list indices of labels")

@@ -14,8 +14,19 @@ import tomllib
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {"runtimes": 0, "calibration": 1, "exporters": 2, "toolkit": 3}
 TORCH_FREE = ("runtimes", "calibration")
-VENDORS = {"onnxruntime", "openvino", "nncf", "onnx", "onnx_ir", "onnxscript", "ai_edge_litert", "tensorrt"}
+VENDORS = {
+    "cv2",
+    "onnxruntime",
+    "openvino",
+    "nncf",
+    "onnx",
+    "onnx_ir",
+    "onnxscript",
+    "ai_edge_litert",
+    "tensorrt",
+}
 VENDOR_FILES = {
+    "cv2": {"toolkit/video.py"},
     "onnxruntime": {"runtimes/onnx.py", "calibration/onnx.py"},
     "openvino": {"runtimes/openvino.py", "calibration/openvino.py", "exporters/openvino.py"},
     "nncf": {"calibration/openvino.py"},

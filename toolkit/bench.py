@@ -8,7 +8,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -210,6 +210,7 @@ def bench(
     pool_size: int = 32,
     seed: int = 0,
     scopes: Sequence[str] = ("engine", "image"),
+    decode: Mapping[str, Any] | None = None,
     progress: Progress = _silent,
 ) -> list[BenchReport]:
     """Measure artifacts side by side in this process; one report for each scope and artifact, in order.
@@ -217,8 +218,8 @@ def bench(
     Each report holds at least `duration` seconds of recorded queries, one after another. Inputs are drawn
     at random with replacement, by `seed`, from a pool of `pool_size` photographs: a sample of the folder
     `images`, or generated ones where it is None; every artifact meets the same sequence. An engine of fixed
-    batch size is given that many images a query, any other `batch`. `progress(text, fraction)` is called
-    on the way.
+    batch size is given that many images a query, any other `batch`. `decode` goes to `open_engine`.
+    `progress(text, fraction)` is called on the way.
 
     Raises BadRequest for options out of range, BadInput where no image can be read, and what
     `open_engine` raises.
@@ -231,7 +232,8 @@ def bench(
         opened = []
         for path, label in zip(artifacts, _labels(artifacts), strict=True):
             progress(f"opening {label}", 0.0)
-            opened.append(_open(path, label, device, threads, batch, pool.images))
+            settings = {"device": device, "threads": threads, "decode": decode}
+            opened.append(_open(path, label, settings, batch, pool.images))
             stack.callback(opened[-1].engine.close)
         lanes = [_lane(one, scope, pool.images, seed) for scope in scopes for one in opened]
         for lane in lanes:
@@ -310,9 +312,7 @@ def _photograph(height: int, width: int, rng: np.random.Generator) -> Image:
     return pixels.clip(0, 255).astype(np.uint8)
 
 
-def _open(
-    path: Path, label: str, device: str, threads: int | None, batch: int, images: list[Image]
-) -> _Opened:
+def _open(path: Path, label: str, settings: Mapping[str, Any], batch: int, images: list[Image]) -> _Opened:
     runtime = FORMATS.get(read_card(path).target)
     # Otherwise the first artifact of a vendor would seem slow to load; open_engine explains a failure.
     with suppress(ImportError):
@@ -320,7 +320,7 @@ def _open(
             import_module(runtime.module)
     time.sleep(PAUSE_S)
     start = time.perf_counter_ns()
-    engine = open_engine(path, threads=threads, device=device)
+    engine = open_engine(path, **settings)
     load_ns = time.perf_counter_ns() - start
     size = engine.batch or batch
     feeds = {engine.card.inputs[0].name: engine.prepare([images[i % len(images)] for i in range(size)])}

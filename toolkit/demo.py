@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from vitkit.cli.show import progress_bar, say
-from vitkit.evaluate import Accuracy, evaluate, open_network
+from vitkit.evaluate import evaluate, evaluate_panoptic, open_network
 from vitkit.runtimes.files import check_writable
 
 if TYPE_CHECKING:
     from vitkit.bench import BenchReport
-    from vitkit.exporters.parity import Parity
+    from vitkit.exporters.parity import Check
 
 ENGINES = (
     ("onnx", "fp32"),
@@ -25,7 +25,23 @@ ENGINES = (
     ("openvino", "bf16"),
     ("openvino", "int8"),
 )
-RECIPE = "ps_vit_nano_demo"
+
+
+class Part(NamedTuple):
+    """One model's way through the demo: its folder, recipe, data, and what its accuracy is called."""
+
+    folder: str
+    recipe: str
+    title: str
+    metric: str
+    metric_name: str
+    val_images: str
+
+
+PARTS = (
+    Part("panoptic", "remax_nano_demo", "Panoptic segmentation", "pq", "PQ", "val"),
+    Part("classification", "ps_vit_nano_demo", "Classification", "top1", "top-1, %", "val"),
+)
 
 
 class Made(NamedTuple):
@@ -35,8 +51,8 @@ class Made(NamedTuple):
     target: str
     precision: str
     size_bytes: int
-    parity: Parity
-    accuracy: Accuracy
+    parity: Check
+    accuracy: float
 
 
 def run_demo(out: Path, *, quick: bool = False) -> Path:
@@ -47,20 +63,28 @@ def run_demo(out: Path, *, quick: bool = False) -> Path:
     seconds: dict[str, float] = {}
     check_writable(out)
     out.mkdir(parents=True, exist_ok=True)
-    with _step("data", seconds):
-        data = _data(out / "data", quick)
-    with _step("training", seconds):
-        run = _train(data, out / "run", quick)
-    with _step("export, calibration, verification", seconds):
-        made = _engines(run, data, out, quick)
-    with _step("benchmark", seconds):
-        reports = _bench(made, data, out, quick)
-    with _step("pictures and report", seconds):
-        _draw(made[0].path, data, out)
-        _plot_training(run, out / "training.png")
-        report = out / "report.md"
-        report.write_text(_report(run, made, reports, seconds), encoding="utf-8")
+    sections = [section for part in PARTS for section in _run_part(part, out, quick, seconds)]
+    report = out / "report.md"
+    times = [f"- {name}: {value:.0f} s" for name, value in seconds.items()]
+    report.write_text("\n".join(["# vitkit demo", "", *sections, "## Time spent", "", *times, ""]), "utf-8")
     return report
+
+
+def _run_part(part: Part, out: Path, quick: bool, seconds: dict[str, float]) -> list[str]:
+    place = out / part.folder
+    place.mkdir(exist_ok=True)
+    with _step(f"{part.folder}: data", seconds):
+        data = _data(part, place / "data", quick)
+    with _step(f"{part.folder}: training", seconds):
+        run = _train(part, data, place / "run", quick)
+    with _step(f"{part.folder}: export, calibration, verification", seconds):
+        made = _engines(part, run, data, place, quick)
+    with _step(f"{part.folder}: benchmark", seconds):
+        reports = _bench(made, data / part.val_images, place, quick)
+    with _step(f"{part.folder}: pictures", seconds):
+        _plot_training(part, run, place / "training.png")
+        pictures = (_draw_segments if part.metric == "pq" else _draw_points)(made[0].path, data, place)
+    return [*_section(part, run, made, reports), *pictures]
 
 
 @contextmanager
@@ -71,30 +95,33 @@ def _step(name: str, seconds: dict[str, float]) -> Iterator[None]:
     seconds[name] = time.perf_counter() - start
 
 
-def _data(folder: Path, quick: bool) -> Path:
+def _data(part: Part, folder: Path, quick: bool) -> Path:
+    from vitkit.data.scenes import write_scenes
     from vitkit.data.shapes import write_shapes
 
     if not folder.is_dir():
         with progress_bar("drawing") as progress:
-            sizes = {"train": 200, "val": 100} if quick else {}
-            write_shapes(folder, progress=progress, **sizes)
+            if part.metric == "pq":
+                write_scenes(folder, progress=progress, **({"train": 64, "val": 16} if quick else {}))
+            else:
+                write_shapes(folder, progress=progress, **({"train": 200, "val": 100} if quick else {}))
     return folder
 
 
-def _train(data: Path, run: Path, quick: bool) -> Path:
+def _train(part: Part, data: Path, run: Path, quick: bool) -> Path:
     from vitkit.runtimes.card import CARD_FILE
     from vitkit.train import has_checkpoint, recipe_named, train
 
     if (run / CARD_FILE).is_file():
         say(f"{run} is trained already")
         return run
-    config = recipe_named(RECIPE)
+    config = recipe_named(part.recipe)
     if quick:
         config = replace(config, epochs=1)
     return train(config, data, run, resume=has_checkpoint(run), progress=True)
 
 
-def _engines(run_path: Path, data: Path, out: Path, quick: bool) -> list[Made]:
+def _engines(part: Part, run_path: Path, data: Path, out: Path, quick: bool) -> list[Made]:
     from vitkit import exporters
     from vitkit.calibration.dataset import calibration_set
     from vitkit.exporters.source import Source
@@ -104,7 +131,7 @@ def _engines(run_path: Path, data: Path, out: Path, quick: bool) -> list[Made]:
     run = load_run(run_path)
     source = Source(run.model, run.card)
     calibration = calibration_set(data / "train", 16 if quick else 256)
-    photos = sample_photos(data / "val", 32 if quick else 1000)
+    photos = sample_photos(data / part.val_images, 32 if quick else 1000)
     made = []
     for target, precision in ENGINES:
         if precision == "bf16" and not _has_bf16():
@@ -116,11 +143,21 @@ def _engines(run_path: Path, data: Path, out: Path, quick: bool) -> list[Made]:
         artifact, checks = exporters.export(
             source, path, target=target, precision=precision, calibration=given, photos=photos
         )
-        network = open_network(path)
-        accuracy = evaluate(network, data / "val")
-        network.close()
+        accuracy = _accuracy(part, path, data)
         made.append(Made(path, target, precision, artifact.size_bytes, checks[-1], accuracy))
     return made
+
+
+def _accuracy(part: Part, path: Path, data: Path) -> float:
+    from vitkit.data.panoptic import read_split
+
+    network = open_network(path)
+    if part.metric == "pq":
+        accuracy = evaluate_panoptic(network, read_split(data)).all.pq
+    else:
+        accuracy = evaluate(network, data / "val").top1
+    network.close()
+    return accuracy
 
 
 def _has_bf16() -> bool:
@@ -129,21 +166,21 @@ def _has_bf16() -> bool:
     return "BF16" in capabilities()["CPU"]
 
 
-def _bench(made: list[Made], data: Path, out: Path, quick: bool) -> list[BenchReport]:
+def _bench(made: list[Made], images: Path, out: Path, quick: bool) -> list[BenchReport]:
     from vitkit.bench import bench, save
 
     with progress_bar("measuring") as progress:
         reports = bench(
             [engine.path for engine in made],
-            duration=0.2 if quick else 4.0,
-            images=data / "val",
+            duration=0.2 if quick else 3.0,
+            images=images,
             progress=lambda text, fraction: progress(round(100 * fraction), 100),
         )
     save(reports, out / "bench.json")
     return reports
 
 
-def _draw(artifact: Path, data: Path, out: Path) -> None:
+def _draw_points(artifact: Path, data: Path, out: Path) -> list[str]:
     """`points.png`: validation images with the class and the paths of the sampling points."""
     from vitkit.draw import contact_sheet, draw_classification
     from vitkit.runtimes.engine import open_engine
@@ -156,9 +193,44 @@ def _draw(artifact: Path, data: Path, out: Path) -> None:
             for photo, result in zip(photos, engine(photos), strict=True)
         ]
     contact_sheet(pictures).save(out / "points.png")
+    return [
+        "### Where the model looks",
+        "",
+        "Each arrow is one sampling point, from its place in the regular grid (blue) to where its last",
+        "token was read (red).",
+        "",
+        f"![Sampling points]({out.name}/points.png)",
+        "",
+    ]
 
 
-def _plot_training(run: Path, path: Path) -> None:
+def _draw_segments(artifact: Path, data: Path, out: Path) -> list[str]:
+    """`segments.png`: validation images, what the engine finds in them, and the truth."""
+    from vitkit.data.panoptic import read_split
+    from vitkit.draw import contact_sheet, draw_panoptic
+    from vitkit.evaluate import truth_as_panoptic
+    from vitkit.runtimes.engine import open_engine
+    from vitkit.runtimes.image import read_image
+
+    truth = read_split(data)
+    pictures = []
+    with open_engine(artifact) as engine:
+        for image in truth.images[:8]:
+            photo = read_image(image.file)
+            for result in (engine(photo), truth_as_panoptic(image, truth.categories)):
+                pictures.append(draw_panoptic(photo, result, width=240, legend=False))
+    contact_sheet(pictures).save(out / "segments.png")
+    return [
+        "### What the engine sees",
+        "",
+        "Pairs of pictures: the engine's segments at the left, the truth at the right.",
+        "",
+        f"![Segments]({out.name}/segments.png)",
+        "",
+    ]
+
+
+def _plot_training(part: Part, run: Path, path: Path) -> None:
     from matplotlib.figure import Figure
 
     log = json.loads((run / "log.json").read_text(encoding="utf-8"))
@@ -168,52 +240,37 @@ def _plot_training(run: Path, path: Path) -> None:
     loss.plot(epochs, [row["loss"] for row in log], color="tab:blue")
     loss.set_xlabel("epoch")
     loss.set_ylabel("training loss", color="tab:blue")
-    top1 = loss.twinx()
-    top1.plot(epochs, [row["top1"] for row in log], color="tab:orange")
-    top1.set_ylabel("validation top-1, %", color="tab:orange")
+    accuracy = loss.twinx()
+    accuracy.plot(epochs, [row[part.metric] for row in log], color="tab:orange")
+    accuracy.set_ylabel(f"validation {part.metric_name}", color="tab:orange")
     figure.savefig(path, dpi=120)
 
 
-def _report(run: Path, made: list[Made], reports: list[BenchReport], seconds: dict[str, float]) -> str:
+def _section(part: Part, run: Path, made: list[Made], reports: list[BenchReport]) -> list[str]:
     from vitkit.bench import to_markdown
     from vitkit.runtimes.card import read_card
 
     card = read_card(run)
     rows = [
-        f"| {m.target} | {m.precision} | {m.size_bytes / 1e6:.2f} | {m.accuracy.top1:.2f} | "
-        f"{m.parity.agreement:.2%} | {m.parity.error:.2g} | {m.parity.others['points']:.3f} |"
+        f"| {m.target} | {m.precision} | {m.size_bytes / 1e6:.2f} | {m.accuracy:.2f} | {m.parity} |"
         for m in made
     ]
-    lines: list[str] = [
-        "# vitkit demo",
+    return [
+        f"## {part.title}",
         "",
-        f"`{card.name}`, trained here on generated shapes: validation top-1 "
-        f"**{card.provenance['top1']:.2f} %** in torch, float32.",
+        f"`{card.name}`, trained here on generated images: validation {part.metric_name} "
+        f"**{card.provenance[part.metric]:.2f}** in torch, float32.",
         "",
-        "![Training](training.png)",
+        f"![Training]({part.folder}/training.png)",
         "",
-        "## Engines against the float model",
+        "### Engines against the float model",
         "",
-        "| target | precision | MB | top-1, % | same top-1 as float | logits error | points off by, px |",
-        "|---|---|---|---|---|---|---|",
+        f"| target | precision | MB | {part.metric_name} | the engine beside the float model |",
+        "|---|---|---|---|---|",
         *rows,
         "",
-        "The logits error is root mean square over the spread of the float logits.",
-        "",
-        "## Speed on this machine",
+        "### Speed on this machine",
         "",
         to_markdown(reports),
         "",
-        "## Where the model looks",
-        "",
-        "Each arrow is one sampling point, from its place in the regular grid (blue) to where its last",
-        "token was read (red).",
-        "",
-        "![Sampling points](points.png)",
-        "",
-        "## Time spent",
-        "",
-        *[f"- {name}: {value:.0f} s" for name, value in seconds.items()],
-        "",
     ]
-    return "\n".join(lines)

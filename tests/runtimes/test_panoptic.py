@@ -8,7 +8,7 @@ import tracemalloc
 import numpy as np
 import pytest
 from conftest import SHARED
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from vitkit.runtimes import BadInput
@@ -36,11 +36,13 @@ def resample(image, ys, xs):
 def enlarge(mask, input_size, content, photo_size):
     """Mask logits of the whole input -> those of the photograph, in the published three steps."""
     aligned = [
-        np.arange(n) * ((m - 1) / (n - 1) if n > 1 else 0) for n, m in zip(input_size, mask.shape, strict=True)
+        np.arange(n) * ((m - 1) / (n - 1) if n > 1 else 0)
+        for n, m in zip(input_size, mask.shape, strict=True)
     ]
     real = resample(mask.astype(np.float64), *aligned)[: content[0], : content[1]]
     centres = [
-        np.clip((np.arange(n) + 0.5) * m / n - 0.5, 0, m - 1) for n, m in zip(photo_size, content, strict=True)
+        np.clip((np.arange(n) + 0.5) * m / n - 0.5, 0, m - 1)
+        for n, m in zip(photo_size, content, strict=True)
     ]
     return resample(real, *centres)
 
@@ -129,7 +131,7 @@ def like_network(regions, seed, slots=128, classes=133):
     real = scale * smooth(regions.astype(float), 1) - 4 + noise / noise.std()
     order = rng.permutation(slots)
     masks[order[:count]] = real
-    copies = order[count :: 10]
+    copies = order[count::10]
     masks[copies] = real[rng.integers(count, size=len(copies))] - rng.uniform(3, 5, (len(copies), 1, 1))
     logits = rng.normal(0, 1, (slots, classes + 1))
     logits[:, -1] += 12
@@ -199,6 +201,17 @@ SIDES = st.one_of(st.integers(1, 12), st.integers(1, 90))
     photo=st.one_of(st.none(), st.tuples(SIDES, SIDES)),
     parameters=st.sampled_from(SETTINGS),
 )
+# A pixel that rounding could put into one mask or not, while another mask surely has it.
+@example(
+    seed=0,
+    spread=2.0,
+    step=0.0,
+    confidence=0.0,
+    copies=0,
+    content=(1, 32),
+    photo=(1, 86),
+    parameters=SETTINGS[1],
+)
 def test_equals_the_definition(seed, spread, step, confidence, copies, content, photo, parameters):
     rng = np.random.default_rng(seed)
     masks, logits = rng.normal(0, spread, (6, 9, 9)), rng.normal(0, 1, (6, 4))
@@ -267,6 +280,23 @@ def test_the_last_bit_of_a_class_logit_decides_the_order(first):
     assert [s.index for s in result.segments] == [0 if first else 1]
 
 
+def test_the_last_digit_of_a_mask_decides_the_order():
+    # The same slot twice, but for the last bit of one logit.
+    kind = {**flat([0] * 5, [[3, 0, 0, 0], [0, 3, 0, 0], *[[0, 0, 0, 20]] * 3])}
+    kind["parameters"] = MergeParameters(thing_threshold=0.1)
+    winners = set()
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        masks = rng.normal(-4, 1, (5, 9, 9)).astype(np.float32)
+        masks[0] = masks[1] = rng.normal(3, 1, (9, 9))
+        y, x = rng.integers(2, 7, 2)
+        masks[seed % 2, y, x] = np.nextafter(masks[0, y, x], np.float32(99))
+        result = merge_masks(**{**kind, "mask_logits": masks})
+        assert_same(result, plain_merge(**{**kind, "mask_logits": masks}))
+        winners |= {s.index for s in result.segments}
+    assert winners == {0, 1}
+
+
 @pytest.mark.parametrize("above", [True, False])
 def test_the_score_decides_to_the_last_digit(above):
     regions, content, photo = ellipses(3, 129, 4)
@@ -293,7 +323,9 @@ def test_stuff_merges_things_do_not_and_small_segments_go():
     assert (result.ids == 1)[:17].mean() > 0.9
     few = MergeParameters(thing_area=250, stuff_area=10_000)
     smaller = merge_masks(classes, masks, things=THINGS, **kind, parameters=few)
-    assert [s.area for s in smaller.segments] == [s.area for s in result.segments if 250 <= s.area and s.thing]
+    areas = [s.area for s in result.segments if s.thing]
+    assert min(areas) < 250 <= max(areas)
+    assert [s.area for s in smaller.segments] == [max(areas)]
 
 
 def test_nothing_confident_gives_no_segments():
@@ -313,7 +345,7 @@ def test_fast_is_close_on_drawn_masks():
     kind = {"things": np.arange(133) < 80, "input_size": content, "content": content, "photo_size": photo}
     exact, fast = (merge_masks(logits, masks, **kind, fast=fast) for fast in (False, True))
     assert len(exact.segments) > 5
-    assert (matched(fast.ids, exact.ids)[fast.ids] != exact.ids).mean() < 1e-3
+    assert (matched(fast.ids, exact.ids)[fast.ids] != exact.ids).mean() < 5e-4
     for ours, theirs in zip(exact.segments, fast.segments, strict=True):
         assert ours.score == pytest.approx(theirs.score, abs=1e-2)
 
@@ -340,7 +372,7 @@ def test_natural_masks_equal_the_definition(number):
     expected = plain_merge(logits, masks, **kind)
     exact, fast = (merge_masks(logits, masks, **kind, fast=fast) for fast in (False, True))
     assert_same(exact, expected)
-    assert (matched(fast.ids, exact.ids)[fast.ids] != exact.ids).mean() < 1e-3
+    assert (matched(fast.ids, exact.ids)[fast.ids] != exact.ids).mean() < 5e-4
 
 
 @pytest.mark.parametrize(

@@ -34,9 +34,9 @@ MIN_SIZE = 32
 # Outlines are filled this many times larger, then averaged: the share of a pixel that a shape covers.
 _SUPERSAMPLE = 3
 _SPLITS = ("train", "val")
-_MAX_THINGS = 8
+_MAX_THINGS = 7
 # Radius of a thing as a part of the image side.
-_RADIUS = (0.08, 0.22)
+_RADIUS = (0.1, 0.24)
 # Centres of two things are this far apart, of the sum of their radii, where there is room: most of every
 # thing stays visible.
 _APART = 0.6
@@ -151,6 +151,22 @@ def _unlike(rng: Generator, used: list[Array]) -> Array:
     return chosen
 
 
+def _surface(name: str, y: Array, x: Array) -> Array:
+    """Brightness (0..1) of a thing's surface; `y` and `x` count radii from its centre.
+
+    Things differ in more than their outline, as real ones do: a small network learns that in minutes.
+    """
+    distance = np.hypot(y, x)
+    surfaces = {
+        "circle": 1 - 0.65 * distance**2,
+        "cross": np.ones_like(distance),
+        "square": 0.55 + 0.45 * ((np.floor(2 * y) + np.floor(2 * x)) % 2),
+        "star": 0.45 + 0.75 * distance,
+        "triangle": 0.72 + 0.28 * np.sign(np.sin(3 * np.pi * y)),
+    }
+    return surfaces[name].clip(0.2, 1)
+
+
 def _cover(points: list[tuple[float, float]], size: int) -> tuple[slice, slice, Array]:
     """Rows and columns around an outline given in pixels (x, y), and how much of each pixel it covers."""
     x, y = np.array(points).T
@@ -191,7 +207,9 @@ def draw_scene(rng: Generator, size: int) -> tuple[NDArray[np.uint8], NDArray[np
         outline = _place(_OUTLINES[category.name](), rng, *placed[-1])
         rows, columns, share = _cover(outline, size)
         used.append(_unlike(rng, used))
-        pixels[rows, columns] += share[..., None] * (used[-1] - pixels[rows, columns])
+        y, x = (part / radius for part in np.mgrid[rows, columns] - placed[-1][0][::-1].reshape(2, 1, 1))
+        colour = used[-1] * _surface(category.name, y, x)[..., None]
+        pixels[rows, columns] += share[..., None] * (colour - pixels[rows, columns])
         names[_segment_id(category, number)] = category.id
         ids[rows, columns][share >= 0.5] = _segment_id(category, number)
     pixels += rng.normal(0, _NOISE, pixels.shape)

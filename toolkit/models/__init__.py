@@ -59,7 +59,9 @@ class ModelInfo:
 
 MODELS: dict[str, ModelInfo] = {
     "ps_vit_ti_14": ModelInfo(_TI, reported=75.6, source="thesis chapter 3, table 3"),
-    "ps_vit_ti_14_share": ModelInfo(replace(_TI, share=True), reported=74.1, source="thesis chapter 3, table 8"),
+    "ps_vit_ti_14_share": ModelInfo(
+        replace(_TI, share=True), reported=74.1, source="thesis chapter 3, table 8"
+    ),
     "ps_vit_b_10": ModelInfo(replace(_B, n=10), reported=80.6, source="thesis chapter 3, table 3"),
     "ps_vit_b_12": ModelInfo(replace(_B, n=12), reported=81.3, source="thesis chapter 3, table 5"),
     "ps_vit_b_14": ModelInfo(_B, reported=81.7, source="thesis chapter 3, table 3"),
@@ -71,7 +73,9 @@ MODELS: dict[str, ModelInfo] = {
     "ps_vit_b_12_share": ModelInfo(
         replace(_B, n=12, share=True), reported=80.9, source="thesis chapter 3, table 8"
     ),
-    "ps_vit_b_14_share": ModelInfo(replace(_B, share=True), reported=81.5, source="thesis chapter 3, table 8"),
+    "ps_vit_b_14_share": ModelInfo(
+        replace(_B, share=True), reported=81.5, source="thesis chapter 3, table 8"
+    ),
     "ps_vit_nano": ModelInfo(_NANO, source="vitkit's own, for the demo"),
     "remax_t": ModelInfo(_T, reported=40.4, source="thesis chapter 6, section 4.2"),
     "remax_s": ModelInfo(_S, reported=44.6, source="thesis chapter 6, section 4.2"),
@@ -208,7 +212,11 @@ def _panoptic_card(config: ReMaXConfig, labels: Labels) -> dict[str, Any]:
         pad=128,
     )
     things = labels.things or (True,) * len(labels.names)
-    decode = {"masks": "masks", "classes": "classes", "things": [i for i, thing in enumerate(things) if thing]}
+    decode = {
+        "masks": "masks",
+        "classes": "classes",
+        "things": [i for i, thing in enumerate(things) if thing],
+    }
     return {"outputs": outputs, "image": image, "decode": decode}
 
 

@@ -27,28 +27,29 @@ class MobileNetV3(nn.Module):
 
         network = timm.create_model(name, num_classes=0)
         self.conv_stem, self.bn1, self.blocks = network.conv_stem, network.bn1, network.blocks
+        bottlenecks = self.flat()[:-1]
         # The last block of each stride but the deepest, which ends in the 1x1 convolution.
-        strides = [4, 8, 16]
         self.taps: dict[int, int] = {}
         stride = 2
-        for i, block in enumerate(block for stage in self.blocks for block in stage):
-            depthwise = getattr(block, "conv_dw", None)
-            stride *= depthwise.stride[0] if depthwise is not None else 1
-            if stride in strides:
+        for i, block in enumerate(bottlenecks):
+            stride *= block.conv_dw.stride[0]
+            if stride in (4, 8, 16):
                 self.taps[stride] = i
-        flat = [block for stage in self.blocks for block in stage]
-        self.widths = (*(flat[self.taps[s]].conv_dw.out_channels for s in strides), flat[-1].conv.out_channels)
-        if se_gate == "sigmoid":
-            for block in flat:
-                if isinstance(getattr(block, "se", None), nn.Module) and hasattr(block.se, "gate"):
-                    block.se.gate = nn.Sigmoid()
+            if se_gate == "sigmoid" and hasattr(block.se, "gate"):
+                block.se.gate = nn.Sigmoid()
+        ends = [bottlenecks[i].conv_dw for i in self.taps.values()]
+        self.widths = (*(conv.out_channels for conv in ends), self.flat()[-1].conv.out_channels)
+
+    def flat(self) -> list[Any]:
+        """The blocks of all stages: bottlenecks, then the 1x1 convolution."""
+        return [block for stage in self.blocks for block in stage]
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> maps at strides 4, 8, 16, 32."""
         x = self.bn1(self.conv_stem(images))
         ends = set(self.taps.values())
         maps = []
-        for i, block in enumerate(block for stage in self.blocks for block in stage):
+        for i, block in enumerate(self.flat()):
             if i in ends:
                 expanded, x = _expanded(block, x)
                 maps.append(expanded)
@@ -58,11 +59,13 @@ class MobileNetV3(nn.Module):
 
 
 def _expanded(block: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    """An inverted bottleneck's inner map, and its output."""
-    y = block.bn1(block.conv_pw(x)) if hasattr(block, "conv_pwl") else x
-    expanded = (block.bn2 if hasattr(block, "conv_pwl") else block.bn1)(block.conv_dw(y))
-    y = block.se(expanded)
-    y = block.bn3(block.conv_pwl(y)) if hasattr(block, "conv_pwl") else block.bn2(block.conv_pw(y))
+    """A bottleneck's inner map, and its output. Only blocks that narrow at their end have a `conv_pwl`."""
+    if hasattr(block, "conv_pwl"):
+        expanded = block.bn2(block.conv_dw(block.bn1(block.conv_pw(x))))
+        y = block.bn3(block.conv_pwl(block.se(expanded)))
+    else:
+        expanded = block.bn1(block.conv_dw(x))
+        y = block.bn2(block.conv_pw(block.se(expanded)))
     return expanded, block.drop_path(y) + x if block.has_skip else y
 
 
@@ -101,27 +104,53 @@ def build_backbone(name: str, se_gate: str) -> MobileNetV3 | ResNet:
 def load_backbone(network: MobileNetV3 | ResNet, tensors: Mapping[str, Tensor], where: str) -> None:
     """Load ImageNet weights under timm's or torchvision's names; classifiers are left out.
 
-    Raises BadInput naming what is missing or misshapen.
+    Raises BadInput naming what is missing, misshapen or no weight.
     """
-    wanted = network.state_dict()
-    found = _torchvision_names(tensors, wanted) if "features.0.0.weight" in tensors else dict(tensors)
+    # Not at the top: the readers of checkpoints build models, and models have backbones.
+    from vitkit.models.checkpoints import listed, trouble
+
+    own = network.state_dict()
+    names = {key: key for key in own}
+    # Both libraries name ResNet's tensors alike.
+    if isinstance(network, MobileNetV3) and "features.0.0.weight" in tensors:
+        names = _torchvision_names(network, own)
     problems = []
-    for name, own in wanted.items():
-        if name not in found:
+    for key, name in names.items():
+        if name not in tensors:
             # The batch counter is no weight; some files leave it out.
             if not name.endswith("num_batches_tracked"):
                 problems.append(f"{name} is missing")
-        elif found[name].shape != own.shape:
-            problems.append(f"{name} is {list(found[name].shape)}, not {list(own.shape)}")
+        elif tensors[name].shape != own[key].shape:
+            problems.append(f"{name} is {list(tensors[name].shape)}, not {list(own[key].shape)}")
+        elif reason := trouble(name, tensors[name]):
+            problems.append(f"{name} {reason}")
     if problems:
-        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
-        raise BadInput(f"{where} does not hold this backbone's weights: {shown}")
-    network.load_state_dict({name: found.get(name, own) for name, own in wanted.items()})
+        raise BadInput(f"{where} does not hold this backbone's weights: {listed(problems)}")
+    network.load_state_dict({key: tensors.get(name, own[key]) for key, name in names.items()})
 
 
-def _torchvision_names(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """torchvision's MobileNetV3 lists the same tensors in the same order, under other names."""
-    features = [tensor for name, tensor in tensors.items() if name.startswith("features.")]
-    if len(features) != len(wanted):
-        raise BadInput(f"the file holds {len(features)} tensors of features, the backbone has {len(wanted)}")
-    return dict(zip(wanted, features, strict=True))
+def _torchvision_names(network: MobileNetV3, keys: Mapping[str, Any]) -> dict[str, str]:
+    """Our tensor names -> torchvision's, which numbers the stem, the blocks and the layers in a block."""
+    modules = {"conv_stem": "features.0.0", "bn1": "features.0.1"}
+    paths = [f"blocks.{i}.{j}" for i, stage in enumerate(network.blocks) for j in range(len(stage))]
+    for i, (path, block) in enumerate(zip(paths, network.flat(), strict=True), start=1):
+        modules |= {f"{path}.{own}": f"features.{i}.{theirs}" for own, theirs in _torchvision_layers(block)}
+    split = {key: key.rpartition(".") for key in keys}
+    return {key: f"{modules[path]}.{leaf}" for key, (path, _, leaf) in split.items()}
+
+
+def _torchvision_layers(block: nn.Module) -> list[tuple[str, str]]:
+    if hasattr(block, "conv"):
+        return [("conv", "0"), ("bn1", "1")]
+    found: list[tuple[str, str]] = []
+    place = -1
+    for name, layer in block.named_children():
+        if name.startswith("conv"):
+            place += 1
+            found.append((name, f"block.{place}.0"))
+        elif name.startswith("bn"):
+            found.append((name, f"block.{place}.1"))
+        elif name == "se" and len(list(layer.parameters())):
+            place += 1
+            found += [("se.conv_reduce", f"block.{place}.fc1"), ("se.conv_expand", f"block.{place}.fc2")]
+    return found

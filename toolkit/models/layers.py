@@ -65,7 +65,13 @@ class LinearNorm(nn.Module):
     """Linear layer without bias and batch norm, with an exact GELU behind them where `act`."""
 
     def __init__(
-        self, width_in: int, width_out: int, *, act: bool = False, gamma: float = 1.0, std: float | None = None
+        self,
+        width_in: int,
+        width_out: int,
+        *,
+        act: bool = False,
+        gamma: float = 1.0,
+        std: float | None = None,
     ) -> None:
         super().__init__()
         self.linear = nn.Linear(width_in, width_out, bias=False)

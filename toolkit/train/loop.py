@@ -18,7 +18,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from vitkit.models import build, model_info
+from vitkit.models import Model, build, model_info
+from vitkit.models.remax import ReMaX
 from vitkit.runs import CONFIG_FILE, WEIGHTS_FILE, write_run_files
 from vitkit.runtimes.card import CARD_FILE, ModelCard
 from vitkit.runtimes.errors import BadInput, BadRequest
@@ -44,13 +45,13 @@ def train(
     *,
     resume: bool = False,
     progress: bool = True,
-    backbone: Path | None = None,
+    backbone: str | None = None,
 ) -> Path:
     """Train on a data folder and leave the best epoch as a run at `out`.
 
     Classifiers take the image folders `data/train` and `data/val`; panoptic models COCO's layout, and are
-    measured on the training images where there is no validation split. `backbone` is a file with ImageNet
-    weights of a panoptic model's backbone.
+    measured on the training images where there is no validation split. `backbone` fills a panoptic model's
+    backbone with ImageNet weights: a file in timm's or torchvision's names, or `timm` to download them.
 
     After each epoch `out` holds a checkpoint, from which `resume` continues; on a CPU with the same number
     of threads the continued run equals the uninterrupted one bit for bit. `progress` prints a line for
@@ -93,11 +94,27 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-def _load_backbone(network: nn.Module, path: Path) -> None:
+def _load_backbone(network: Model, source: str) -> None:
     from vitkit.models.backbones import load_backbone
     from vitkit.models.checkpoints import read_tensors
 
-    load_backbone(network.backbone, read_tensors(path), str(path))  # type: ignore[arg-type]
+    assert isinstance(network, ReMaX)
+    tensors = _download(network.config.backbone) if source == "timm" else read_tensors(Path(source))
+    load_backbone(network.backbone, tensors, source)
+
+
+def _download(name: str) -> dict[str, Tensor]:
+    """A backbone's ImageNet weights from timm's hub; raises BadRequest where they cannot be had."""
+    from vitkit.torchvision_shim import timm
+
+    try:
+        return dict(timm.create_model(name, pretrained=True).state_dict())
+    # The hub raises a dozen types for a missing network, a missing file and a missing package.
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise BadRequest(
+            f"the weights of {name} cannot be downloaded: {reason}. Bring the file along: --backbone-weights FILE"
+        ) from None
 
 
 def _device(name: str) -> torch.device:

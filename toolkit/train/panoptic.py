@@ -128,7 +128,9 @@ class PanopticTask:
         masks = block.masks
         if len(out.block_semantic) == len(out.blocks):
             masks = remask(masks, block.classes, out.block_semantic[-1], self.loss.mask_id)
-        small = Targets(targets.masks[..., ::step, ::step], targets.classes, targets.semantic[..., ::step, ::step])
+        small = Targets(
+            targets.masks[..., ::step, ::step], targets.classes, targets.semantic[..., ::step, ::step]
+        )
         return false_positive_ratio(masks, match(out.final.masks, out.final.classes, targets), small)
 
     def measure(self, network: nn.Module) -> dict[str, float]:
@@ -158,7 +160,9 @@ def _card(config: TrainConfig, train: PanopticSet, val: PanopticSet) -> ModelCar
     categories = train.categories
     model = configure(config.model, {"num_classes": len(categories), **config.options})
     if model.num_classes != len(categories):
-        raise BadRequest(f"num_classes is {model.num_classes}, but the data has {len(categories)}; leave it out")
+        raise BadRequest(
+            f"num_classes is {model.num_classes}, but the data has {len(categories)}; leave it out"
+        )
     labels = Labels(
         tuple(category.name for category in categories),
         tuple(str(category.id) for category in categories),
@@ -246,6 +250,4 @@ def _targets(numbers: Tensor, classes: Tensor, instances: Tensor) -> Targets:
     masks = numbers.unsqueeze(1) == torch.arange(1, count, device=numbers.device).reshape(-1, 1, 1)
     semantic = classes.gather(1, numbers.flatten(1)).view_as(numbers)
     owned = instances[:, 1:]
-    return Targets(
-        masks & owned[..., None, None], torch.where(owned, classes[:, 1:], -1), semantic
-    )
+    return Targets(masks & owned[..., None, None], torch.where(owned, classes[:, 1:], -1), semantic)

@@ -1,0 +1,107 @@
+"""The mask-wise merge of panoptic models: time, memory, and what the fast mode changes.
+
+    OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 python benchmarks/decode.py [images]
+
+Masks are made from annotated photographs where the machine has them, else from drawn ellipses: 12
+confident slots of 128 for a 641 x 641 input. The plain merge is the definition, written without care.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import numpy as np
+
+from vitkit.runtimes.panoptic import Panoptic, merge_masks
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "runtimes")]
+from test_panoptic import COCO, coco_regions, ellipses, like_network, matched, plain_merge  # noqa: E402
+
+SIDE, THINGS = 641, np.arange(133) < 80
+# The photograph's size over that of its part of the input; None: as photographed.
+SIZES = {"own size": None, "scale 1": 1.0, "scale 2": 2.0, "scale 0.5": 0.5}
+RUNS = 15
+
+
+def inputs(number: int, scale: float | None = None, drawn: bool = False) -> dict[str, Any]:
+    """Keyword arguments of the merge for one image."""
+    make = coco_regions if COCO.is_dir() and not drawn else ellipses
+    regions, content, photo = make(number, SIDE)
+    logits, masks = like_network(regions, number)
+    size = photo if scale is None else tuple(round(n * scale) for n in content)
+    sizes = {"input_size": (SIDE, SIDE), "content": content, "photo_size": size}
+    return {"class_logits": logits, "mask_logits": masks, "things": THINGS, **sizes}
+
+
+def milliseconds(call: Callable[[], object], runs: int) -> list[float]:
+    times = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        call()
+        times.append(1e3 * (time.perf_counter() - start))
+    return times
+
+
+def peak(call: Callable[[], object]) -> float:
+    """MiB that a call needs at most beyond what is there."""
+    tracemalloc.start()
+    call()
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return most / 2**20
+
+
+def changed(result: Panoptic, ids: np.ndarray) -> float:
+    """Per cent of pixels in another segment."""
+    return 100 * float((matched(result.ids, ids)[result.ids] != ids).mean())
+
+
+def report(name: str, cases: list[dict[str, Any]]) -> None:
+    exact = [merge_masks(**case) for case in cases]
+    line = [f"{name}:"]
+    for mode, fast in (("exact", False), ("fast", True)):
+        times = [t for case in cases for t in milliseconds(lambda: merge_masks(**case, fast=fast), RUNS)]  # noqa: B023
+        memory = max(peak(lambda: merge_masks(**case, fast=fast)) for case in cases)  # noqa: B023
+        line.append(f"{mode} {median(times):.1f} ms, {memory:.0f} MiB;")
+    shares = [
+        changed(merge_masks(**case, fast=True), result.ids) for case, result in zip(cases, exact, strict=True)
+    ]
+    print(*line, f"fast changes {mean(shares):.3f} % of pixels, at most {max(shares):.3f} %", flush=True)
+
+
+def plain(case: dict[str, Any]) -> None:
+    ids, segments, _ = plain_merge(**case)
+    result = merge_masks(**case)
+    same = (
+        f"{changed(result, ids):.4f} % of pixels differ, {len(result.segments)} of {len(segments)} segments"
+    )
+    time_ms = milliseconds(lambda: plain_merge(**case), 1)[0]
+    print(f"plain float64: {time_ms:.0f} ms, {peak(lambda: plain_merge(**case)):.0f} MiB; exact: {same}")
+
+
+def noise(case: dict[str, Any], spread: float) -> dict[str, Any]:
+    """The same image from a network that learned nothing but its classes."""
+    rng = np.random.default_rng(0)
+    return {**case, "mask_logits": rng.normal(0, spread, case["mask_logits"].shape).astype(np.float32)}
+
+
+def main(images: int) -> None:
+    print(f"{images} {'annotated photographs' if COCO.is_dir() else 'drawings'}, numpy {np.__version__}")
+    for name, scale in SIZES.items():
+        report(name, [inputs(number, scale) for number in range(images)])
+    # Ellipses fill the whole input, which photographs seldom do.
+    report("drawn, 641 x 641", [inputs(number, drawn=True) for number in range(images)])
+    for spread in (1.0, 50.0):
+        report(f"noise of {spread:g}, 641 x 641", [noise(inputs(0, drawn=True), spread)])
+    plain(inputs(0, drawn=True))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 10)
