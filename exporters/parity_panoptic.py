@@ -56,10 +56,10 @@ class PanopticParity:
     """How far an engine is from its float model on some images.
 
     `error` is the root mean square of the mask logits' error over their standard deviation, both less their
-    mean over the slots of a pixel, which softmax ignores. `flips` and `clear_flips` are shares (0..1) of pixels whose best slot differs, of all and of those where
-    the float model has a clear lead; `stages` the shares for each k-means assignment; `mask_error` and
-    `class_error` root mean squares of probabilities; `quality` PQ in per cent with the float model's
-    `segments` as the truth, None without any.
+    mean over the slots of a pixel, which softmax ignores. `flips` and `clear_flips` are shares (0..1) of
+    pixels whose best slot differs, of all and of those where the float model has a clear lead; `stages` the
+    shares for each k-means assignment; `mask_error` and `class_error` root mean squares of probabilities;
+    `quality` PQ in per cent with the float model's `segments` as the truth, None without any.
     """
 
     name: str
@@ -83,7 +83,8 @@ class PanopticParity:
         return (
             f"{self.name}: {self.images} images, {quality} against the float model, pixels that change slot "
             f"{self.flips:.2%} ({self.clear_flips:.3%} of the clear ones){stages}, mask logits error "
-            f"{self.error:.2g}, errors of probabilities: masks {self.mask_error:.2g}, classes {self.class_error:.2g}: {'; '.join(self.problems) or 'ok'}"
+            f"{self.error:.2g}, errors of probabilities: masks {self.mask_error:.2g}, classes "
+            f"{self.class_error:.2g}: {'; '.join(self.problems) or 'ok'}"
         )
 
     def details(self) -> list[str]:
@@ -143,7 +144,7 @@ class _Sums:
         return PanopticParity(
             name=name,
             images=self.images,
-            error=float(np.sqrt(np.mean(self.errors) / max(np.mean(self.spreads), 1e-12))),
+            error=float(np.sqrt(np.mean(self.errors) / (np.mean(self.spreads) + 1e-12))),
             flips=self.flips / self.pixels,
             clear_flips=self.clear_flips / max(self.clear, 1),
             mask_error=float(np.sqrt(np.mean(self.masks))),

@@ -58,9 +58,10 @@ class ModelCard:
     """Everything about a model that outlives its code: of a training run, or of an engine.
 
     `label_ids` are the names under which a labelled data set keeps each class (folders, or category ids),
-    where they differ from `labels`. `decode` is what the task's decoder must know. `engine` names the file that the target's own tools open. `files` maps every file of
-    the folder to its SHA-256, or to None where the card was written by hand. `options` are settings
-    that the engine must be opened with. `provenance` is for people and reports.
+    where they differ from `labels`. `decode` is what the task's decoder must know. `engine` names the
+    file that the target's own tools open. `files` maps every file of the folder to its SHA-256, or to None
+    where the card was written by hand. `options` are settings that the engine must be opened with.
+    `provenance` is for people and reports.
     """
 
     name: str

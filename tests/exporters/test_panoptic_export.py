@@ -128,7 +128,7 @@ def test_another_network_is_refused(source, photos, exported):
 
 def test_options_of_decoding_are_the_tasks_own(exported, tmp_path):
     folder = shutil.copytree(exported("onnx")[0], tmp_path / "a")
-    with pytest.raises(BadRequest, match="'top'.*fast"):
+    with pytest.raises(BadRequest, match=r"'top'.*fast"):
         open_engine(folder, decode={"top": 3})
     with open_engine(folder, decode={"fast": True}) as engine:
         assert engine(np.zeros((30, 40, 3), np.uint8)).ids.shape == (30, 40)

@@ -41,13 +41,14 @@ def shapes(tmp_path_factory):
 def test_models_as_json_and_table():
     rows = json.loads(vitkit("models", "--json")[0])
     by_name = {row["name"]: row for row in rows}
-    assert len(by_name) == 11
+    assert len(by_name) == 21
     assert by_name["ps_vit_ti_14"]["params"] == 4_777_902
     assert by_name["ps_vit_b_14_share"]["params"] == 16_910_254
     assert {"name", "task", "input", "params", "macs"} <= set(rows[0])
     table = vitkit("models")[0]
     assert "4,777,902" in table
-    assert "75.6 %" in table
+    assert "top-1 75.6" in table
+    assert "PQ 40.4" in table
 
 
 def test_every_command_has_help():

@@ -177,5 +177,5 @@ def test_backbone_weights_come_from_a_file_or_a_clear_refusal(data, tmp_path, mo
     monkeypatch.setattr(
         timm, "create_model", lambda *a, **k: fail(*a, **k) if k.get("pretrained") else create(*a, **k)
     )
-    with pytest.raises(BadRequest, match="no network.*--backbone-weights FILE"):
+    with pytest.raises(BadRequest, match=r"no network.*--backbone-weights FILE"):
         train(TINY, data, tmp_path / "third", backbone="timm", progress=False)

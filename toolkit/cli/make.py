@@ -90,9 +90,9 @@ def import_(
 ) -> None:
     """Turn somebody's checkpoint into a run, without running any code in it.
 
-    For the authors' released PS-ViT weights add --option qk_scale=dim. Their kMaX-DeepLab with ResNet-50 is
-    --format kmax --model kmax_b; for weights of other classes than COCO's add --option num_classes=N and
-    --categories.
+    For the authors' released PS-ViT weights add --option qk_scale=dim. kMaX-DeepLab with ResNet-50, from its
+    authors' PyTorch port, is --format kmax --model kmax_b; for other classes than COCO's add
+    --option num_classes=N and --categories.
     """
     from dataclasses import asdict, replace
 

@@ -18,9 +18,7 @@ def train(
     recipe: Annotated[str, typer.Argument(help="Recipe to train by (see: vitkit recipes).")],
     data: Annotated[
         Path,
-        typer.Option(
-            "--data", help="Data folder: train/CLASS/... and val/CLASS/..., or COCO's panoptic layout."
-        ),
+        typer.Option("--data", help="train/CLASS/... and val/CLASS/..., or COCO's panoptic layout."),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Run folder to write.")],
     epochs: Annotated[Optional[int], typer.Option(help="Epochs instead of the recipe's.")] = None,  # noqa: UP045
@@ -32,7 +30,7 @@ def train(
         Optional[str],  # noqa: UP045
         typer.Option(
             "--backbone-weights",
-            help="ImageNet weights of a panoptic backbone: a file of timm or torchvision, or 'timm' to download.",
+            help="ImageNet weights of a panoptic backbone: a file (timm, torchvision), or 'timm': download.",
         ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in OUT.")] = False,

@@ -164,7 +164,8 @@ def _surface(name: str, y: Array, x: Array) -> Array:
         "star": 0.45 + 0.75 * distance,
         "triangle": 0.72 + 0.28 * np.sign(np.sin(3 * np.pi * y)),
     }
-    return surfaces[name].clip(0.2, 1)
+    bright: Array = surfaces[name].clip(0.2, 1)
+    return bright
 
 
 def _cover(points: list[tuple[float, float]], size: int) -> tuple[slice, slice, Array]:

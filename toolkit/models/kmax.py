@@ -19,6 +19,7 @@ from vitkit.models.layers import (
     LinearNorm,
     batch_norm_1d,
     batch_norm_2d,
+    init_normal,
     resize,
     scale_and_shift,
 )
@@ -59,9 +60,9 @@ class AxialAttention(nn.Module):
         self.query_table = nn.Parameter(torch.empty(rows, width // heads))
         self.key_table = nn.Parameter(torch.empty(rows, width // heads))
         self.value_table = nn.Parameter(torch.empty(rows, 2 * width // heads))
-        nn.init.trunc_normal_(self.qkv.weight, std=width_in**-0.5)
+        init_normal(self.qkv.weight, width_in**-0.5)
         for table in (self.query_table, self.key_table, self.value_table):
-            nn.init.trunc_normal_(table, std=1.0)
+            init_normal(table, 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, width_in, H, W) -> (B, 2 * width, H, W)."""
@@ -71,9 +72,10 @@ class AxialAttention(nn.Module):
         y: Tensor = self.qkv_norm(self.qkv(x))
         lines = y.permute(0, 2, 3, 1) if across else y.permute(0, 3, 2, 1)
         lines = lines.reshape(-1, length, 2 * self.key_depth + self.value_depth)
+        depths = [self.key_depth, self.key_depth, self.value_depth]
         q, k, v = (
             part.reshape(part.shape[0], length, self.heads, -1).transpose(1, 2)
-            for part in lines.split([self.key_depth, self.key_depth, self.value_depth], dim=2)
+            for part in torch.split(lines, depths, dim=2)
         )
         weights = torch.softmax(self._similarity(q, k, length), dim=3)
         out = self._retrieve(weights, v, length).reshape(batch, -1, length, self.value_depth)
@@ -95,10 +97,10 @@ class AxialAttention(nn.Module):
         content, by_query, by_key = scale.reshape(3, self.heads, 1, 1)
         if not self.training:
             # The norm's shift is the same for all keys, which softmax ignores.
-            parts = (q * content) @ k.transpose(2, 3), _by_line(q * by_query, query_rows)
-            return parts[0] + parts[1] + _by_line(k * by_key, key_rows).transpose(2, 3)
-        parts3 = (q @ k.transpose(2, 3), _by_line(q, query_rows), _by_line(k, key_rows).transpose(2, 3))
-        normed: Tensor = self.similarity_norm(torch.cat(parts3, dim=1))
+            logits: Tensor = (q * content) @ k.transpose(2, 3) + _by_line(q * by_query, query_rows)
+            return logits + _by_line(k * by_key, key_rows).transpose(2, 3)
+        parts = (q @ k.transpose(2, 3), _by_line(q, query_rows), _by_line(k, key_rows).transpose(2, 3))
+        normed: Tensor = self.similarity_norm(torch.cat(parts, dim=1))
         return normed.reshape(-1, 3, self.heads, length, length).sum(1)
 
     def _retrieve(self, weights: Tensor, v: Tensor, length: int) -> Tensor:
@@ -106,17 +108,15 @@ class AxialAttention(nn.Module):
         relative = _by_line(weights, self._relative(self.value_table, length))
         parts = [part.transpose(1, 2).flatten(2) for part in (weights @ v, relative)]
         if self.training:
-            normed = self.output_norm(torch.cat(parts, dim=2).flatten(0, 1))
-            first, second = normed.reshape(-1, length, 2 * self.value_depth).chunk(2, dim=2)
-            return first + second  # type: ignore[no-any-return]
-        scale, shift = scale_and_shift(self.output_norm)
-        (first, second), moved = scale.chunk(2), sum(shift.chunk(2))
-        return parts[0] * first + parts[1] * second + moved
+            normed: Tensor = self.output_norm(torch.cat(parts, dim=2).flatten(0, 1))
+            return normed.reshape(-1, length, 2, self.value_depth).sum(2)
+        scale, shift = (vector.reshape(2, -1) for vector in scale_and_shift(self.output_norm))
+        return parts[0] * scale[0] + parts[1] * scale[1] + shift.sum(0)
 
 
 def _by_line(x: Tensor, rows: Tensor) -> Tensor:
     """(L, heads, length, a) times a matrix (a, b) for each place on the line, (length, a, b)."""
-    lines, heads, length, depth = x.shape
+    _, heads, length, depth = x.shape
     y = x.permute(2, 0, 1, 3).reshape(length, -1, depth) @ rows
     return y.reshape(length, -1, heads, rows.shape[2]).permute(1, 2, 0, 3)
 
@@ -220,7 +220,7 @@ class Predictor(nn.Module):
         self.mask_norm = batch_norm_2d(1, gamma=0.1)
         self.class_head = nn.Linear(query_width, classes + 1)
         for layer in (self.pixel_out.conv, self.class_head):
-            nn.init.trunc_normal_(layer.weight, std=0.01)
+            init_normal(layer.weight, 0.01)
             assert layer.bias is not None
             nn.init.zeros_(layer.bias)
         # Not learned: a fresh network calls most slots void.
@@ -261,7 +261,7 @@ class Predictor(nn.Module):
         """
         pixels = self.pixel_features(x).flatten(2)
         kernels = self.mask_kernel(mask_queries) * torch.sign(self.mask_norm.weight)
-        logits = kernels.reshape(x.shape[0], -1, pixels.shape[1]) @ pixels
+        logits: Tensor = kernels.reshape(x.shape[0], -1, pixels.shape[1]) @ pixels
         return logits.argmax(dim=1, keepdim=True)
 
 
@@ -292,7 +292,7 @@ class SelfAttention(nn.Module):
         depth = self.key_depth
         q, k, v = (
             part.reshape(batch, -1, self.heads, part.shape[1] // self.heads).transpose(1, 2)
-            for part in self.qkv(x).split([depth, depth, 2 * depth], dim=1)
+            for part in torch.split(self.qkv(x), [depth, depth, 2 * depth], dim=1)
         )
         if self.training:
             logits = self.similarity_norm(q @ k.transpose(2, 3))
@@ -344,7 +344,7 @@ class KMeansBlock(nn.Module):
         super().__init__()
         self.pixel_in = ConvNorm(pixel_width, width, act=True)
         self.query_in = LinearNorm(width, width, act=True)
-        self.value = ConvNorm(width, width)
+        self.value = ConvNorm(width, width, std=width**-0.5)
         self.predictor = Predictor(width, width, mask_width, classes)
         self.update_norm = batch_norm_1d(width)
         self.update = LinearNorm(width, width, gamma=0.0)
@@ -370,7 +370,8 @@ class KMeansBlock(nn.Module):
         assigned = one_hot(slots, queries.shape[0] // pixels.shape[0])
         # A sum over up to a whole map: float32 whatever the rest is computed in.
         with torch.autocast(pixels.device.type, enabled=False):
-            return (assigned @ self.value(pixels).flatten(2).transpose(1, 2).float()).flatten(0, 1)
+            values: Tensor = self.value(pixels).flatten(2).transpose(1, 2).float()
+            return (assigned @ values).flatten(0, 1)
 
     def _gather_late(self, pixels: Tensor, slots: Tensor, queries: Tensor) -> Tensor:
         """The same outside training, with the values taken of N sums rather than of H * W pixels."""
@@ -411,7 +412,7 @@ class TransformerDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.centres = nn.Parameter(torch.empty(queries, width))
-        nn.init.trunc_normal_(self.centres, std=1.0)
+        init_normal(self.centres, 1.0)
         self.levels = [level for level, count in enumerate(blocks) for _ in range(count)]
         self.blocks = nn.ModuleList(
             KMeansBlock(pixel_widths[level], width, mask_width, classes, options) for level in self.levels

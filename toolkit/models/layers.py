@@ -11,6 +11,11 @@ NORM_EPS = 1e-3
 NORM_MOMENTUM = 0.01
 
 
+def init_normal(tensor: Tensor, std: float) -> None:
+    """Fill a weight from a normal distribution cut off at two standard deviations."""
+    nn.init.trunc_normal_(tensor, std=std, a=-2 * std, b=2 * std)
+
+
 def batch_norm_2d(channels: int, gamma: float = 1.0) -> nn.BatchNorm2d:
     """A batch norm over (B, channels, H, W) with kMaX's constants, its scale set to `gamma`."""
     norm = nn.BatchNorm2d(channels, eps=NORM_EPS, momentum=NORM_MOMENTUM)
@@ -42,6 +47,7 @@ class ConvNorm(nn.Module):
         bias: bool = False,
         groups: int = 1,
         dilation: int = 1,
+        std: float | None = None,
     ) -> None:
         super().__init__()
         padding = dilation * (kernel - 1) // 2
@@ -51,7 +57,7 @@ class ConvNorm(nn.Module):
         self.norm = batch_norm_2d(width_out, gamma)
         self.act = act
         if groups == 1:
-            nn.init.trunc_normal_(self.conv.weight, std=(2 / width_in) ** 0.5)
+            init_normal(self.conv.weight, (2 / width_in) ** 0.5 if std is None else std)
         else:
             nn.init.xavier_uniform_(self.conv.weight)
 
@@ -77,7 +83,7 @@ class LinearNorm(nn.Module):
         self.linear = nn.Linear(width_in, width_out, bias=False)
         self.norm = batch_norm_1d(width_out, gamma)
         self.act = act
-        nn.init.trunc_normal_(self.linear.weight, std=(2 / width_in) ** 0.5 if std is None else std)
+        init_normal(self.linear.weight, (2 / width_in) ** 0.5 if std is None else std)
 
     def forward(self, x: Tensor) -> Tensor:
         """(L, width_in) -> (L, width_out), rows of all images in one matrix."""

@@ -14,11 +14,29 @@ from torch import Tensor, nn
 
 from vitkit.models.backbones import BACKBONES, build_backbone
 from vitkit.models.kmax import SPAN, BlockOptions, Decoded, PixelDecoder, Prediction, TransformerDecoder
-from vitkit.models.layers import ConvNorm, resize
+from vitkit.models.layers import ConvNorm, init_normal, resize
 
 MAX_OPTION = 10_000
 # The strides of the pixel decoder's maps, in its order; the masks have the last one.
 STRIDES = (32, 16, 8, 4)
+_LIMITS = {
+    "num_classes": (1, MAX_OPTION),
+    "heads": (1, MAX_OPTION),
+    "queries": (1, MAX_OPTION),
+    "query_width": (2, MAX_OPTION),
+    "mask_width": (1, MAX_OPTION),
+    "ffn_width": (1, MAX_OPTION),
+    "aspp_width": (8, MAX_OPTION),
+    "image_size": (33, 16 * SPAN + 1),
+    "drop_path": (0, 0.99),
+    "reclass_eta": (0, 1),
+    "remask_blocks": (0, MAX_OPTION),
+}
+_CHOICES = {
+    "backbone": BACKBONES,
+    "se_gate": ("hard_sigmoid", "sigmoid"),
+    "mask_id": ("sigmoid", "softmax"),
+}
 
 
 @dataclass(frozen=True)
@@ -28,9 +46,9 @@ class ReMaXConfig:
     `image_size` is 32k + 1 pixels. `pixel_widths` and `pixel_blocks` go over strides 32, 16, 8, 4,
     `decoder_blocks` over 32, 16, 8. `se_gate` is the gate of MobileNetV3's squeeze-and-excitation:
     `hard_sigmoid` (the paper's, which ImageNet weights were trained with) or `sigmoid` (deeplab2's).
-    The rest matters in training alone: `remask_blocks` blocks have relaxed masks (0 for kMaX), with a
-    semantic head of `aspp_width`, which the auxiliary semantic head has too; `reclass_eta` is eta of equation 6.4 (0 for kMaX); `mask_id` is the
-    mask-ID loss, `sigmoid` or `softmax`.
+    The rest matters in training alone: `remask_blocks` blocks have relaxed masks (0 for kMaX);
+    `aspp_width` is that of their semantic heads and of the auxiliary one; `reclass_eta` is eta of equation
+    6.4 (0 for kMaX); `mask_id` is the mask-ID loss, `sigmoid` or `softmax`.
     """
 
     num_classes: int = 133
@@ -52,34 +70,21 @@ class ReMaXConfig:
     mask_id: str = "sigmoid"
 
     def __post_init__(self) -> None:
-        lengths = {"pixel_widths": 4, "pixel_blocks": 4, "decoder_blocks": 3}
-        for name, length in lengths.items():
+        for name, length in {"pixel_widths": 4, "pixel_blocks": 4, "decoder_blocks": 3}.items():
             value = getattr(self, name)
             if len(value) != length or not all(1 <= item <= MAX_OPTION for item in value):
-                raise ValueError(f"{name} is {value}; it must be {length} numbers from 1")
-        for name in ("num_classes", "heads", "queries", "query_width", "mask_width", "ffn_width"):
-            if not 1 <= getattr(self, name) <= MAX_OPTION:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 to {MAX_OPTION}")
-        if self.image_size % 32 != 1 or not 33 <= self.image_size <= 16 * SPAN + 1:
-            raise ValueError(f"image_size is {self.image_size}; it must be 32k + 1, such as 641")
-        for name, choices in {
-            "backbone": BACKBONES,
-            "se_gate": ("hard_sigmoid", "sigmoid"),
-            "mask_id": ("sigmoid", "softmax"),
-        }.items():
+                raise ValueError(f"{name} is {value}; it must be {length} numbers from 1 to {MAX_OPTION}")
+        for name, (low, high) in _LIMITS.items():
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be {low} to {high}")
+        for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be {' or '.join(choices)}")
-        if not 0 <= self.drop_path < 1:
-            raise ValueError(f"drop_path is {self.drop_path}; it must be at least 0 and under 1")
-        if not 0 <= self.reclass_eta <= 1:
-            raise ValueError(f"reclass_eta is {self.reclass_eta}; it must be 0 to 1")
-        if not 8 <= self.aspp_width <= MAX_OPTION:
-            raise ValueError(f"aspp_width is {self.aspp_width}; it must be 8 to {MAX_OPTION}")
-        if self.remask_blocks < 0:
-            raise ValueError(f"remask_blocks is {self.remask_blocks}; it must be at least 0")
+        if self.image_size % 32 != 1:
+            raise ValueError(f"image_size is {self.image_size}; it must be 32k + 1, such as 641")
         for width in (*self.pixel_widths[:2], self.query_width // 2):
             if width % self.heads:
-                raise ValueError(f"widths {width} are not a multiple of heads {self.heads}")
+                raise ValueError(f"the width {width} is not a multiple of heads {self.heads}")
 
 
 class ReMaX(nn.Module):
@@ -106,7 +111,7 @@ class ReMaX(nn.Module):
 
     @property
     def float_scopes(self) -> tuple[str, ...]:
-        """The k-means assignments and the mask logits, in every precision: a flip there moves what follows."""
+        """The k-means assignments and the mask logits: a flip there moves all that follows."""
         return ("decoder.blocks.?", "decoder.predictor")
 
     def forward(self, images: Tensor) -> Decoded:
@@ -125,11 +130,14 @@ class ReMaX(nn.Module):
 
 
 class Relaxed(NamedTuple):
-    """What losses are taken of: predictions, and logits (B, K + 1 or K, h, w) of the semantic heads."""
+    """What losses are taken of: predictions, and logits (B, K + 1 or K, h, w) of the semantic heads.
+
+    Outside training there is the final prediction alone.
+    """
 
     final: Prediction
     blocks: list[Prediction]
-    semantic: Tensor
+    semantic: Tensor | None
     block_semantic: list[Tensor]
 
 
@@ -144,8 +152,7 @@ class RelaxedTraining(nn.Module):
         count = min(config.remask_blocks, sum(config.decoder_blocks))
         self.remask = nn.ModuleList(
             nn.Sequential(
-                ASPP(config.query_width, config.aspp_width),
-                nn.Conv2d(config.aspp_width, config.num_classes, 1),
+                ASPP(config.query_width, config.aspp_width), _logits(config.aspp_width, config.num_classes)
             )
             for _ in range(count)
         )
@@ -155,6 +162,8 @@ class RelaxedTraining(nn.Module):
         features = self.model.backbone(images)
         decoded: Decoded = self.model.decoder(self.model.pixel_decoder(features))
         predictions = [block.prediction for block in decoded.blocks if block.prediction is not None]
+        if not self.training:
+            return Relaxed(decoded.final, [], None, [])
         heads = zip(self.remask, decoded.blocks, strict=False)
         block_semantic = [head(block.keys) for head, block in heads]
         return Relaxed(decoded.final, predictions, self.semantic(features), block_semantic)
@@ -197,8 +206,7 @@ class SemanticDecoder(nn.Module):
         self.project4 = ConvNorm(widths[0], width // 8, act=True)
         self.fuse4 = _separable(width + width // 8, width)
         self.head = _separable(width, width)
-        self.out = nn.Conv2d(width, classes, 1)
-        nn.init.trunc_normal_(self.out.weight, std=0.01)
+        self.out = _logits(width, classes)
 
     def forward(self, features: list[Tensor]) -> Tensor:
         """Backbone maps, finest first -> semantic logits (B, classes, H/4, W/4)."""
@@ -206,6 +214,14 @@ class SemanticDecoder(nn.Module):
         x = _join(self.fuse8(x), self.project4(features[0]))
         y: Tensor = self.out(self.head(self.fuse4(x)))
         return y
+
+
+def _logits(width: int, classes: int) -> nn.Conv2d:
+    layer = nn.Conv2d(width, classes, 1)
+    assert layer.bias is not None
+    init_normal(layer.weight, 0.01)
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 def _separable(width_in: int, width: int) -> nn.Sequential:

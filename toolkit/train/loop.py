@@ -113,7 +113,7 @@ def _download(name: str) -> dict[str, Tensor]:
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise BadRequest(
-            f"the weights of {name} cannot be downloaded: {reason}. Bring the file along: --backbone-weights FILE"
+            f"the weights of {name} cannot be downloaded: {reason}. Name a file: --backbone-weights FILE"
         ) from None
 
 
@@ -270,5 +270,6 @@ def _reporter(bar: Progress, epoch: int) -> Report:
 def _line(row: Row, config: TrainConfig, task: Task) -> str:
     return (
         f"epoch {row['epoch']}/{config.epochs}  loss {row['loss']:.3f}  lr {row['lr']:.1e}  "
-        f"{task.unit} {row[task.metric]:.1f} %  {row['seconds']:.1f} s  {row['images_per_second']:.0f} images/s"
+        f"{task.unit} {row[task.metric]:.1f} %  {row['seconds']:.1f} s  "
+        f"{row['images_per_second']:.0f} images/s"
     )
