@@ -1,0 +1,89 @@
+"""What INT8 does to a trained panoptic run, part by part: which parts must stay float?
+
+    python benchmarks/sensitivity.py RUN DATA [--count 64] [--target onnx]
+
+Each row quantises one part alone, or all but one, and compares the engine with the float model on the data
+set's validation images: PQ of the engine's segments with the float model's as the truth, flipped k-means
+assignments, the error of the mask logits. Calibrated on the training images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
+from vitkit import exporters
+from vitkit.calibration.dataset import calibration_set
+from vitkit.exporters.parity_panoptic import PanopticParity, check_photos
+from vitkit.exporters.source import Source
+from vitkit.runs import load_run
+from vitkit.runtimes.card import write_card
+from vitkit.runtimes.engine import open_engine
+from vitkit.runtimes.image import sample_photos
+
+PARTS = {
+    "backbone": ("backbone.*",),
+    "pixel stage 1/32": ("pixel_decoder.stages.0*",),
+    "pixel stage 1/16": ("pixel_decoder.stages.1*",),
+    "pixel stage 1/8": ("pixel_decoder.stages.2*",),
+    "pixel stage 1/4": ("pixel_decoder.stages.3*",),
+    "fusions": ("pixel_decoder.fuses*",),
+    "block pixels": ("decoder.blocks.*.pixel_in*", "decoder.blocks.*.predictor.pixel*"),
+    "block queries": (
+        "decoder.blocks.*.query*", "decoder.blocks.*.attention*", "decoder.blocks.*.ffn*",
+        "decoder.blocks.*.update*", "decoder.blocks.*.predictor.mask_kernel*",
+    ),
+    "final head": ("decoder.predictor*", "decoder.class*", "decoder.mask*"),
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--count", type=int, default=64)
+    parser.add_argument("--target", default="onnx")
+    given = parser.parse_args()
+    run = load_run(given.run)
+    plain = Source(run.model, run.card)
+    calibration = calibration_set(given.data / "train", 128)
+    photos = sample_photos(given.data / "val", given.count)
+    image = replace(run.card.image, layout="NHWC", dtype="uint8")
+    module = import_module(exporters.TARGETS[given.target].module)
+
+    def row(text: str, scopes: tuple[str, ...]) -> None:
+        # The traced module must be a torch module: only the policy differs.
+        source = Source(run.model, run.card)
+        own = type(run.model).float_scopes
+        type(run.model).float_scopes = property(lambda self: (*plain_scopes, *scopes))  # type: ignore[assignment]
+        try:
+            with tempfile.TemporaryDirectory() as name:
+                folder = Path(name)
+                card = module.export(
+                    source, folder, precision="int8", calibration=calibration, image=image, batch=1
+                )
+                write_card(replace(card, files={p.name: None for p in folder.iterdir()}), folder)
+                with open_engine(folder) as engine:
+                    stages = exporters.check_stages(engine, source, [photo for _, photo in photos[:8]])
+                    found = check_photos(engine, plain.predict, run.card.image, photos, stages)
+        finally:
+            type(run.model).float_scopes = own  # type: ignore[method-assign]
+        assert isinstance(found, PanopticParity)
+        flips = ", ".join(f"{share:.2%}" for share in found.stages.values())
+        print(f"| {text} | {found.quality or 0:.2f} | {flips} | {found.error:.3f} |", flush=True)
+
+    plain_scopes = run.model.float_scopes
+    print("| quantised | PQ against float | flipped assignments | mask logits error |\n|---|---|---|---|")
+    row("everything but the policy", ())
+    for name in PARTS:
+        others = tuple(scope for part, scopes in PARTS.items() if part != name for scope in scopes)
+        row(f"{name} alone", others)
+    for name, scopes in PARTS.items():
+        row(f"all but {name}", scopes)
+
+
+if __name__ == "__main__":
+    main()
