@@ -135,9 +135,8 @@ def measure(given: argparse.Namespace, source: Source, work: Path, threads: int,
         rows |= image_rows(engine, fast, name, photo)
     found = timed(rows, given.seconds)
     base = found.get("onnx-fp32 | engine", next(iter(found.values())))
-    print(
-        f"\n## {given.model}, batch 1, {threads} threads\n\n| row | scope | ms | speed, onnx-fp32 engine = 1 |"
-    )
+    print(f"\n## {given.model}, batch 1, {threads} threads\n")
+    print("| row | scope | ms | speed, onnx-fp32 engine = 1 |")
     print("|---|---|---|---|")
     for name, value in found.items():
         print(f"| {name} | {value:.1f} | {base / value:.2f} |")

@@ -8,7 +8,7 @@ from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from vitkit.runtimes.card import Artifact, ModelCard, TensorSpec, sha256, write_card
 from vitkit.runtimes.errors import BadRequest, ExportFailed, MissingBackend
@@ -25,6 +25,20 @@ if TYPE_CHECKING:
 CALIBRATION_FILE = "calibration.json"
 # Photographs on which the decisions inside a network are compared; they hardly differ from photo to photo.
 STAGE_PHOTOS = 8
+
+
+class Staged(Protocol):
+    """A float model that tells its decisions; `Source` is one."""
+
+    @property
+    def card(self) -> ModelCard:
+        """The card of its run."""
+        ...
+
+    @property
+    def stages(self) -> Callable[[NDArray[Any]], dict[str, NDArray[Any]]]:
+        """Prepared inputs (N, ...) -> the decisions by node name."""
+        ...
 
 
 class Target(NamedTuple):
@@ -193,7 +207,7 @@ def verify(path: Path, source: Source, photos: Sequence[tuple[str, NDArray[np.ui
     return checks
 
 
-def check_stages(engine: Engine, source: Source, photos: Sequence[NDArray[np.uint8]]) -> dict[str, float]:
+def check_stages(engine: Engine, source: Staged, photos: Sequence[NDArray[np.uint8]]) -> dict[str, float]:
     """Shares of pixels that change in each decision inside the network, from a twin that returns them too."""
     from vitkit.exporters.parity_panoptic import stage_flips
     from vitkit.runtimes.engine import open_engine

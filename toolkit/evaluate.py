@@ -36,11 +36,15 @@ BATCH = 16
 
 
 class Network(NamedTuple):
-    """A run or an artifact behind one call: prepared inputs (N, ...) -> outputs by name."""
+    """A run or an artifact behind one call: prepared inputs (N, ...) -> outputs by name.
+
+    `stages` are a run's decisions inside the network, as `Source.stages`; an engine does not tell them.
+    """
 
     card: ModelCard
     predict: Callable[[NDArray[Any]], dict[str, NDArray[Any]]]
     close: Callable[[], None]
+    stages: Callable[[NDArray[Any]], dict[str, NDArray[Any]]] = lambda inputs: {}
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,8 @@ def open_network(path: Path, threads: int | None = None) -> Network:
             import torch
 
             torch.set_num_threads(threads)
-        return Network(run.card, Source(run.model, run.card).predict, lambda: None)
+        source = Source(run.model, run.card)
+        return Network(run.card, source.predict, lambda: None, source.stages)
     engine = open_engine(path, threads=threads)
     return Network(engine.card, engine.run_batched, engine.close)
 
