@@ -213,6 +213,9 @@ def bench(
             help="engine: feeds in, outputs out. image: frame in, decoded result out. Both by default."
         ),
     ] = None,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Scope image of panoptic engines with the fast decode.")
+    ] = False,
     json: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option("--json", help="Save the reports with all raw times to this file."),
@@ -241,6 +244,7 @@ def bench(
             pool_size=pool_size,
             seed=seed,
             scopes=scope or ("engine", "image"),
+            decode={"fast": True} if fast else None,
             progress=lambda text, fraction: progress(round(100 * fraction), 100),
         )
     for table in benchmark.tables(reports):

@@ -48,7 +48,8 @@ class ReMaXConfig:
     `hard_sigmoid` (the paper's, which ImageNet weights were trained with) or `sigmoid` (deeplab2's).
     The rest matters in training alone: `remask_blocks` blocks have relaxed masks (0 for kMaX);
     `aspp_width` is that of their semantic heads and of the auxiliary one; `reclass_eta` is eta of equation
-    6.4 (0 for kMaX); `mask_id` is the mask-ID loss, `sigmoid` or `softmax`.
+    6.4 (0 for kMaX); `mask_id` is the mask-ID loss, `softmax`, which trains better on generated scenes
+    (docs/results/remax.md), or `sigmoid`, which the thesis found better on COCO.
     """
 
     num_classes: int = 133
@@ -67,7 +68,7 @@ class ReMaXConfig:
     remask_blocks: int = 4
     aspp_width: int = 256
     reclass_eta: float = 0.1
-    mask_id: str = "sigmoid"
+    mask_id: str = "softmax"
 
     def __post_init__(self) -> None:
         for name, length in {"pixel_widths": 4, "pixel_blocks": 4, "decoder_blocks": 3}.items():
