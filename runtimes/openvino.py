@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import Counter
 from typing import Any
@@ -17,6 +18,8 @@ _DTYPES = {"u8": "uint8", "i32": "int32", "i64": "int64", "f16": "float16", "f32
 _PRECISIONS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16"}
 _PRODUCTS = frozenset(("Convolution", "FullyConnected", "FullyConnectedQuantizedLegacy", "MatMul"))
 _CAPABILITY = {"f32": "FP32", "f16": "FP16", "bf16": "BF16"}
+# The caps of `ONEDNN_MAX_CPU_ISA` under which nothing computes in half precision.
+_WITHOUT_HALF = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI")
 
 
 def _spec(port: Any) -> TensorSpec:
@@ -69,7 +72,11 @@ class OpenVINOSession:
 def capabilities() -> dict[str, list[str]]:
     """What each device here computes natively, in OpenVINO's words (`FP32`, `BF16`, `INT8`, ...)."""
     core = openvino.Core()
-    return {name: core.get_property(name, "OPTIMIZATION_CAPABILITIES") for name in core.available_devices}
+    able = {name: core.get_property(name, "OPTIMIZATION_CAPABILITIES") for name in core.available_devices}
+    # OpenVINO asks the processor, its kernels obey the cap.
+    if os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in _WITHOUT_HALF:
+        able["CPU"] = [name for name in able["CPU"] if name not in ("BF16", "FP16")]
+    return able
 
 
 def _choose_hint(device: str, able: list[str], hints: list[str], path: object) -> str:

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from vitkit.runtimes.blas import one_blas_thread
 from vitkit.runtimes.errors import BadInput, BadRequest
 
 Size = tuple[int, int]
@@ -130,6 +131,7 @@ class _Run(NamedTuple):
     weights: Floats
 
 
+@one_blas_thread()
 def merge_masks(
     class_logits: Floats,
     mask_logits: Floats,

@@ -286,7 +286,7 @@ BAD_CALLS = {
     "no such data": ([*["train", "ps_vit_nano_demo", "--data", "nowhere", "-o", "a"]], "nowhere"),
     "no image": ([*["predict", "nowhere", "x.png"]], "x.png"),
     "no bench": ([*["bench", "nowhere"]], "nowhere"),
-    "unknown flag": ([*["bench", "nowhere", "--fast"]], "--fast"),
+    "unknown flag": ([*["bench", "nowhere", "--quick"]], "--quick"),
 }
 
 

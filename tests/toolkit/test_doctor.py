@@ -156,7 +156,7 @@ def test_openvino_without_bf16_says_what_follows(monkeypatch):
     assert "refused here" in bf16.detail
 
 
-def test_only_numpy_pillow_and_typer_are_needed_and_nothing_heavy_is_loaded():
+def test_only_the_small_dependencies_are_needed_and_nothing_heavy_is_loaded():
     code = """
 import json, sys
 absent = ("onnxruntime", "openvino", "onnx", "rich", "psutil")

@@ -434,7 +434,7 @@ def test_images_without_segments_give_finite_losses(kind, segments):
     final, block, semantic, head = prediction(0), prediction(1, (4, 3)), logits(3), logits(4, K, (4, 3))
     losses = panoptic_losses(final, [block], truth, config, semantic=semantic, block_semantic=[head])
     losses["total"].backward()
-    for tensor in (*losses.values(), *(p.grad for guess in (final, block) for p in vars(guess).values())):
+    for tensor in (*losses.values(), *(p.grad for guess in (final, block) for p in guess)):
         assert tensor.isfinite().all()
     ratio = false_positive_ratio(final.masks, match(final.masks, final.classes, truth), truth)
     assert ratio.isfinite()
@@ -466,8 +466,8 @@ def test_padding_order_and_lost_segments_change_nothing(truth):
 
 def test_autocast_and_half_precision_change_only_the_inputs(truth):
     final, block, head = prediction(0), prediction(1, (4, 3)), logits(4, K, (4, 3))
-    halves = [Prediction(*(p.bfloat16() for p in vars(guess).values())) for guess in (final, block)]
-    wide = [Prediction(*(p.float() for p in vars(guess).values())) for guess in halves]
+    halves = [Prediction(*(p.bfloat16() for p in guess)) for guess in (final, block)]
+    wide = [Prediction(*(p.float() for p in guess)) for guess in halves]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mixed = panoptic_losses(halves[0], halves[1:], truth, EXACT, block_semantic=[head.bfloat16()])
     plain = panoptic_losses(wide[0], wide[1:], truth, EXACT, block_semantic=[head.bfloat16().float()])
