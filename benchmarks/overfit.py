@@ -1,6 +1,6 @@
 """Can ReMaX learn 20 real images by heart? Trains on the first images of a COCO panoptic set, prints PQ.
 
-    python benchmarks/overfit.py DIR [--images 20] [--size 257] [--repeats 20] [--epochs 20] [-o RUN]
+    python benchmarks/overfit.py DIR [--images 20] [--size 257] [--repeats 10] [--epochs 24] [-o RUN]
 
 What is measured is the training path on real annotations, not generalisation: PQ of the same 20 images, at
 their own size. The network is a nano grown to 133 classes, from scratch.
@@ -28,9 +28,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=20)
     parser.add_argument("--model", default="remax_nano")
     parser.add_argument("--size", type=int, default=257)
-    parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--lr", type=float, default=6e-3)
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=24)
+    parser.add_argument("--lr", type=float, default=1e-2)
     parser.add_argument("--batch", type=int, default=5)
     parser.add_argument("--out", "-o", type=Path, default=Path("overfit"))
     given = parser.parse_args()
