@@ -30,8 +30,9 @@ class Limit(NamedTuple):
 
     `logits` bounds the root mean square error of the mask logits over their standard deviation; `flips` the
     share of pixels with a clear slot that the engine gives to another, `stage_flips` the share of all pixels
-    that change their slot in a k-means assignment, `classes` the root mean square error of the class
-    probabilities; `quality` is the least PQ (per cent) against the float model's segments.
+    that change their slot in a k-means assignment, `classes` the mean share (0..1) of a slot's class
+    probability that goes to other classes; `quality` is the least PQ (per cent) against the float model's
+    segments.
     """
 
     logits: float
@@ -42,10 +43,10 @@ class Limit(NamedTuple):
 
 
 LIMITS = {
-    "fp32": Limit(0.03, 0.002, 0.005, 0.005, 98.0),
-    "fp16": Limit(0.2, 0.02, 0.05, 0.02, 93.0),
-    "bf16": Limit(0.8, 0.05, 0.2, 0.05, 85.0),
-    "int8": Limit(0.9, 0.08, 0.3, 0.08, 75.0),
+    "fp32": Limit(0.03, 0.002, 0.005, 0.01, 98.0),
+    "fp16": Limit(0.2, 0.02, 0.05, 0.05, 93.0),
+    "bf16": Limit(0.8, 0.05, 0.2, 0.15, 85.0),
+    "int8": Limit(0.9, 0.08, 0.3, 0.25, 75.0),
 }
 # Fewer segments than this say nothing about a share of them.
 QUALITY_SEGMENTS = 32
@@ -58,7 +59,8 @@ class PanopticParity:
     `error` is the root mean square of the mask logits' error over their standard deviation, both less their
     mean over the slots of a pixel, which softmax ignores. `flips` and `clear_flips` are shares (0..1) of
     pixels whose best slot differs, of all and of those where the float model has a clear lead; `stages` the
-    shares for each k-means assignment; `mask_error` and `class_error` root mean squares of probabilities;
+    shares for each k-means assignment; `mask_error` is the root mean square of the probabilities' error,
+    `class_error` the mean share of a slot's class probability that other classes get (total variation);
     `quality` PQ in per cent with the float model's `segments` as the truth, None without any.
     """
 
@@ -83,8 +85,8 @@ class PanopticParity:
         return (
             f"{self.name}: {self.images} images, {quality} against the float model, pixels that change slot "
             f"{self.flips:.2%} ({self.clear_flips:.3%} of the clear ones){stages}, mask logits error "
-            f"{self.error:.2g}, errors of probabilities: masks {self.mask_error:.2g}, classes "
-            f"{self.class_error:.2g}: {'; '.join(self.problems) or 'ok'}"
+            f"{self.error:.2g}, mask probabilities off by {self.mask_error:.2g}, class probability moved "
+            f"{self.class_error:.2%}: {'; '.join(self.problems) or 'ok'}"
         )
 
     def details(self) -> list[str]:
@@ -104,7 +106,7 @@ class PanopticParity:
             "clear_slot_flips": self.clear_flips,
             "stage_flips": self.stages,
             "mask_probability_error": self.mask_error,
-            "class_probability_error": self.class_error,
+            "class_probability_moved": self.class_error,
             "problems": list(self.problems),
         }
 
@@ -137,7 +139,7 @@ class _Sums:
         self.clear_flips += int((changed & clear).sum())
         self.masks.append(float(np.mean((wanted - found) ** 2)))
         classes = [softmax(outputs[card.decode["classes"]]) for outputs in (reference, engine)]
-        self.classes.append(float(np.mean((classes[0] - classes[1]) ** 2)))
+        self.classes.append(float(np.abs(classes[0] - classes[1]).sum(axis=-1).mean()) / 2)
         self.finite &= all(bool(np.isfinite(value).all()) for value in engine.values())
 
     def parity(self, name: str, segments: int, quality: float | None) -> PanopticParity:
@@ -148,7 +150,7 @@ class _Sums:
             flips=self.flips / self.pixels,
             clear_flips=self.clear_flips / max(self.clear, 1),
             mask_error=float(np.sqrt(np.mean(self.masks))),
-            class_error=float(np.sqrt(np.mean(self.classes))),
+            class_error=float(np.mean(self.classes)),
             segments=segments,
             quality=quality,
             finite=self.finite,
@@ -173,7 +175,7 @@ def _problems(parity: PanopticParity, limit: Limit) -> Iterator[str]:
     if not parity.clear_flips <= limit.flips:
         yield f"{parity.clear_flips:.2%} of the clear pixels change slot, over {limit.flips:.1%}"
     if not parity.class_error <= limit.classes:
-        yield f"class probabilities are off by {parity.class_error:.2g}, over {limit.classes:g}"
+        yield f"{parity.class_error:.2%} of the class probability moves, over {limit.classes:.0%}"
     for name, share in parity.stages.items():
         if not share <= limit.stage_flips:
             yield f"{name}: {share:.2%} of the pixels change slot, over {limit.stage_flips:.1%}"
