@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -28,6 +29,10 @@ class Deployable(Protocol):
     @property
     def float_scopes(self) -> tuple[str, ...]:
         """What stays float, as glob patterns over module paths."""
+        ...
+
+    def parameters(self) -> Iterator[Any]:
+        """The weights, at least one."""
         ...
 
     def deploy(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -58,11 +63,11 @@ class Source:
         """The float reference: normalised (N, 3, H, W) -> outputs by name, in torch float32."""
         import torch
 
-        parts = []
+        parts, device = [], next(self.module.parameters()).device
         with torch.inference_mode():
             for start in range(0, len(inputs), batch):
-                images = torch.from_numpy(np.ascontiguousarray(inputs[start : start + batch]))
-                parts.append([tensor.numpy() for tensor in self.module.deploy(images)])
+                images = torch.from_numpy(np.ascontiguousarray(inputs[start : start + batch])).to(device)
+                parts.append([tensor.cpu().numpy() for tensor in self.module.deploy(images)])
         columns = zip(*parts, strict=True)
         return {n: np.concatenate(c) for n, c in zip(self.module.output_names, columns, strict=True)}
 

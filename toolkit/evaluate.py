@@ -130,12 +130,14 @@ def evaluate_panoptic(
     progress: Callable[[int, int], object] = lambda done, total: None,
     keep: Callable[[PanopticImage, Panoptic, tuple[Segment, ...]], object] = lambda *result: None,
     save: Path | None = None,
+    merge: Callable[[NDArray[np.float64]], NDArray[np.float64]] = lambda counts: counts,
 ) -> QualityReport:
     """Segment every image of a panoptic set and compare with its truth, at each image's own size.
 
     `fast` decodes in the fast mode. `keep` hears every image with its result and the result's segments in
-    the data set's categories. `save` is a file for them in COCO's format (see `write_predictions`). Raises
-    BadInput for categories that the network lacks, and unreadable images; BadRequest where `save` exists.
+    the data set's categories. `save` is a file for them in COCO's format (see `write_predictions`). Where
+    several processes take a part of the images each, `merge` adds their counts up. Raises BadInput for
+    categories that the network lacks, and unreadable images; BadRequest where `save` exists.
     """
     if network.card.task != "panoptic":
         raise BadArtifact(f"{network.card.name} does {network.card.task}, not panoptic segmentation")
@@ -161,6 +163,7 @@ def evaluate_panoptic(
         deque(results(), maxlen=0)
     else:
         write_predictions(save, results(), truth.categories)
+    quality.merge(merge)
     return quality.report()
 
 

@@ -166,6 +166,15 @@ class PanopticQuality:
                 excused[column] += inside[crowds[category], column]
         np.add.at(self._fp, klass[~match.any(axis=0) & (excused / area <= 0.5)], 1)
 
+    def merge(self, add: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> None:
+        """Take the sum of several processes' counts for one's own; `add` adds an array up over them."""
+        counts = [self._tp, self._fp, self._fn, self._true, self._predicted, self._both]
+        # Whole numbers of that size are exact in float64.
+        summed = add(np.stack([*counts, self._iou, np.full_like(self._iou, self._images)]))
+        for count, total in zip(counts, summed, strict=False):
+            count[:] = total.round()
+        self._iou, self._images = summed[-2], round(float(summed[-1, 0]))
+
     def report(self) -> QualityReport:
         """The quality over all images added so far."""
         number = self._tp + self._fp / 2 + self._fn / 2

@@ -24,5 +24,7 @@ except RuntimeError as _error:
 import timm
 import timm.data
 import timm.layers
+import timm.scheduler
+import timm.utils
 
 __all__ = ["timm"]

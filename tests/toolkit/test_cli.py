@@ -51,6 +51,13 @@ def test_models_as_json_and_table():
     assert "PQ 40.4" in table
 
 
+def test_launchers_can_start_the_module():
+    done = subprocess.run(
+        [sys.executable, "-m", "vitkit", "models"], capture_output=True, text=True, check=True
+    )
+    assert "remax_t" in done.stdout
+
+
 def test_every_command_has_help():
     text = vitkit("--help")[0]
     commands = re.findall(r"^│ (\w+) ", text, flags=re.MULTILINE)

@@ -19,10 +19,12 @@ from vitkit.runs import load_run
 from vitkit.runtimes.card import ImageSpec, check_files
 from vitkit.runtimes.errors import BadArtifact, BadInput, BadRequest
 from vitkit.runtimes.image import prepare, read_image
-from vitkit.train import RECIPES, TrainConfig, checkpoint, loop, override, recipe_named, train
+from vitkit.train import RECIPES, TrainConfig, checkpoint, override, recipe_named, train
 from vitkit.train import images as images_module
-from vitkit.train.images import augment, normalise
-from vitkit.train.loop import learning_rate
+from vitkit.train.images import ClassificationTask, normalise
+from vitkit.train.mixing import mix
+from vitkit.train.progress import Progress
+from vitkit.train.schedule import make_optimizer, make_schedule
 
 SPEC = ImageSpec((16, 16), layout="NCHW", dtype="float32")
 # Dropout and dropped paths draw from torch's own generator, which a resumed run must continue too.
@@ -32,9 +34,8 @@ TINY = TrainConfig(
         "image_size": 32, "n": 2, "dim": 8, "heads": 2, "iterations": 2, "encoder_layers": 1,
         "stem_width": 8, "stem_mid": 8, "dropout": 0.1, "drop_path": 0.1,
     },
-    epochs=3, batch_size=8, lr=2e-3, warmup_epochs=1, crop_pct=1.0, rotate=10.0, seed=3,
+    epochs=3, batch_size=8, lr=2e-3, warmup_epochs=1, crop_pct=1.0, crop_min=0.6, seed=3, device="cpu",
 )  # fmt: skip
-STILL = replace(TINY, flip=0.0, shift=0.0, zoom=0.0, rotate=0.0, jitter=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +123,65 @@ train({TINY!r}, Path({str(data)!r}), Path({str(tmp_path / "killed")!r}))
     assert (resumed / "model.safetensors").read_bytes() == (straight / "model.safetensors").read_bytes()
 
 
+def test_killed_at_twenty_random_moments_and_resumed_equals_uninterrupted(data, tmp_path):
+    """Every kill is a real SIGKILL of a forked process; in between, whatever file is there can be read."""
+    config = replace(TINY, epochs=60, save_minutes=0, ema=0.9)
+    program = f"""
+import os, random, signal, sys, time
+from pathlib import Path
+from safetensors import safe_open
+from vitkit.train import has_checkpoint, train
+from vitkit.train.config import TrainConfig
+
+data, out, kills, attempts = Path({str(data)!r}), Path({str(tmp_path / "killed")!r}), 0, 0
+random.seed(1)
+while not (out / "card.json").exists():
+    attempts += 1
+    assert attempts < 400
+    child = os.fork()
+    if not child:
+        try:
+            train({config!r}, data, out, resume=has_checkpoint(out), progress=False)
+            os._exit(0)
+        except BaseException as error:
+            print(repr(error), flush=True)
+            os._exit(1)
+    if kills < 24:
+        time.sleep(random.uniform(0.02, 0.3))
+        os.kill(child, signal.SIGKILL)
+    status = os.waitpid(child, 0)[1]
+    kills += os.WIFSIGNALED(status)
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+    for path in (out / "checkpoint").glob("[a-z]*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():
+                file.get_tensor(name)
+print("kills", kills)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert int(done.stdout.split()[-1]) >= 20
+    one_thread = f"""
+from pathlib import Path
+from vitkit.train import train
+from vitkit.train.config import TrainConfig
+train({config!r}, Path({str(data)!r}), Path({str(tmp_path / "straight")!r}), progress=False)
+"""
+    subprocess.run([sys.executable, "-c", one_thread], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
+    killed, straight = tmp_path / "killed", tmp_path / "straight"
+    assert (killed / "model.safetensors").read_bytes() == (straight / "model.safetensors").read_bytes()
+    told = [
+        [(row["epoch"], row["loss"], row["lr"], row["top1"]) for row in json.loads(text.read_text())]
+        for text in (killed / "log.json", straight / "log.json")
+    ]
+    assert told[0] == told[1]
+
+
 def test_another_seed_is_another_run(data, tmp_path):
     weights = [
         load_file(train(replace(TINY, epochs=1, seed=seed), data, tmp_path / str(seed)) / "model.safetensors")
@@ -144,14 +204,17 @@ def test_a_loss_that_is_no_number_names_the_files_and_keeps_the_checkpoint(data,
     def spoil(images, config, generator):
         calls.append(len(images))
         # 22 images in batches of at most 8 are 3 steps: this is the second step of the second epoch.
-        return images * float("nan") if len(calls) == 5 else augment(images, config, generator)
+        return mix(images * float("nan") if len(calls) == 5 else images, config, generator)
 
-    monkeypatch.setattr(images_module, "augment", spoil)
+    monkeypatch.setattr(images_module, "mix", spoil)
     with pytest.raises(BadInput, match="finite number in epoch 2") as caught:
         train(TINY, data, tmp_path / "run")
     named = [str(path) in str(caught.value) for path, _ in labelled_images(data / "train")]
-    assert sum(named) == calls[4]
-    monkeypatch.setattr(images_module, "augment", augment)
+    assert sum(named) == calls[4] == 7
+    listed = json.loads((tmp_path / "run" / "checkpoint" / "not_finite.json").read_text())
+    assert len(set(listed)) == 7
+    assert all(path in str(caught.value) for path in listed)
+    monkeypatch.setattr(images_module, "mix", mix)
     assert load_run(train(TINY, data, tmp_path / "run", resume=True)).card.provenance["epochs"] == 3
 
 
@@ -174,19 +237,102 @@ def test_an_infinite_gradient_is_caught_before_it_reaches_the_weights(data, tmp_
     assert all(tensor.isfinite().all() for tensor in state.values())
 
 
-def test_every_epoch_has_its_own_order(data, tmp_path, monkeypatch):
+def test_every_epoch_has_its_own_order_and_own_changes(data, tmp_path, monkeypatch):
     seen = []
 
-    def spy(images, config, generator):
-        seen.append(images.mean((1, 2, 3)))
-        return augment(images, config, generator)
+    def spy(self, index, seed):
+        seen.append((index, seed))
+        return sample(self, index, seed)
 
-    monkeypatch.setattr(images_module, "augment", spy)
+    sample = ClassificationTask.sample
+    monkeypatch.setattr(ClassificationTask, "sample", spy)
     train(replace(TINY, epochs=2), data, tmp_path / "run")
-    first, second = torch.cat(seen[:3]), torch.cat(seen[3:])
-    assert torch.equal(first.sort().values, second.sort().values)
-    assert not torch.equal(first, second)
-    assert first.unique().numel() == 22
+    first, second = seen[:21], seen[21:]
+    # 22 images are three steps of 7: one is left out.
+    assert len({i for i, _ in first}) == len({i for i, _ in second}) == 21
+    assert [i for i, _ in first] != [i for i, _ in second]
+    assert len({seed for _, seed in seen}) == 42
+
+
+def test_workers_and_memory_change_nothing(data, tmp_path):
+    options = {**TINY.options, "dropout": 0.0}
+    config = replace(
+        TINY, epochs=2, options=options, randaugment="rand-m9-mstd0.5-inc1", erase=0.5, mixup=0.8
+    )
+    weights = [
+        train(replace(config, **change), data, tmp_path / str(i)) / "model.safetensors"
+        for i, change in enumerate(({}, {"workers": 2}, {"cache_mb": 0}))
+    ]
+    assert len({path.read_bytes() for path in weights}) == 1
+
+
+@pytest.mark.parametrize("change", [{"accumulate": 2, "batch_size": 11}, {"ema": 0.9}, {"precision": "bf16"}])
+def test_a_run_stopped_within_an_epoch_goes_on_bit_for_bit(data, tmp_path, monkeypatch, change):
+    config = replace(TINY, save_minutes=0, **change)
+    save = checkpoint.save
+
+    def stop(*arguments):
+        save(*arguments)
+        record = arguments[-1]
+        if record.log and record.state.step:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "save", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, data, tmp_path / "torn")
+    monkeypatch.undo()
+    torn, whole = train(config, data, tmp_path / "torn", resume=True), train(config, data, tmp_path / "whole")
+    assert (torn / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    told = [
+        [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in rows]
+        for rows in (json.loads((run / "log.json").read_text()) for run in (torn, whole))
+    ]
+    assert told[0] == told[1]
+
+
+def test_the_average_of_the_weights_is_what_the_run_keeps(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "remove", lambda out: None)
+    run = train(replace(TINY, ema=0.9), data, tmp_path / "run")
+    last = load_file(run / "checkpoint" / "last.safetensors")
+    best = load_file(run / "checkpoint" / "best.safetensors")
+    assert all(
+        torch.equal(best[name], tensor) for name, tensor in load_file(run / "model.safetensors").items()
+    )
+    assert not torch.equal(last["average.head.weight"], last["model.head.weight"])
+
+
+def test_accumulated_passes_are_one_batch(data, tmp_path):
+    """Without a batch norm that counts: the gradient of the mean is the mean of the gradients."""
+    options = {**TINY.options, "dropout": 0.0, "drop_path": 0.0}
+    config = replace(TINY, epochs=1, batch_size=22, options=options, label_smoothing=0.0)
+    rows = [
+        json.loads((train(replace(config, accumulate=n), data, tmp_path / str(n)) / "log.json").read_text())[
+            0
+        ]
+        for n in (1, 2)
+    ]
+    assert rows[0]["loss"] == pytest.approx(rows[1]["loss"], rel=0.05)
+
+
+def test_unreadable_images_are_left_out_and_named_up_to_one_in_a_hundred(tmp_path, capsys):
+    for split, count in (("train", 101), ("val", 2)):
+        for level, name in ((40, "dark"), (200, "light")):
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            for i in range(count):
+                Image.new("RGB", (32, 32), (level, level, i)).save(
+                    tmp_path / "data" / split / name / f"{i}.png"
+                )
+    broken = sorted((tmp_path / "data" / "train" / "dark").iterdir())
+    for path in broken[:2]:
+        path.write_bytes(path.read_bytes()[:40])
+    config = replace(TINY, epochs=1, batch_size=64)
+    train(config, tmp_path / "data", tmp_path / "run")
+    told = capsys.readouterr().out
+    assert "2 training images were left out" in told
+    assert all(path.name in told for path in broken[:2])
+    broken[2].write_bytes(b"")
+    with pytest.raises(BadInput, match="3 of 202 training images cannot be read, over 1%"):
+        train(config, tmp_path / "data", tmp_path / "other")
 
 
 def test_an_output_that_holds_something_is_refused(run, data, tmp_path):
@@ -208,7 +354,7 @@ def test_an_unfinished_run_is_only_continued_on_purpose_and_with_its_own_setting
         raise KeyboardInterrupt
 
     # The line is printed after the epoch's checkpoint.
-    monkeypatch.setattr(loop, "_line", stop)
+    monkeypatch.setattr(Progress, "epoch", stop)
     with pytest.raises(KeyboardInterrupt):
         train(TINY, data, tmp_path / "run")
     monkeypatch.undo()
@@ -241,7 +387,7 @@ def test_requests_that_cannot_be_met_are_refused_before_anything_is_written(data
     for change, named in (
         ({"model": "ps_vit_huge"}, "ps_vit_huge"),
         ({"options": {"depth": 3}}, "depth"),
-        ({"device": "warp"}, "warp"),
+        ({"precision": "fp16"}, "fp16"),
     ):
         with pytest.raises(BadRequest, match=named):
             train(replace(TINY, **change), data, tmp_path / "run")
@@ -264,75 +410,47 @@ def test_normalise_is_the_apps_image_preparation():
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
 
 
-def pictures(count: int) -> torch.Tensor:
-    return torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-
-
-def augmented(images: torch.Tensor, config: TrainConfig) -> torch.Tensor:
-    return augment(images, config, torch.Generator().manual_seed(1))
-
-
-def test_augment_with_nothing_to_do_changes_nothing_and_flip_mirrors():
-    images = pictures(4)
-    torch.testing.assert_close(augmented(images, STILL), images, rtol=0, atol=1e-5)
-    mirrored = augmented(images, replace(STILL, flip=1.0))
-    torch.testing.assert_close(mirrored, images.flip(3), rtol=0, atol=1e-5)
-
-
-def test_augment_shifts_each_image_by_its_own_amount_within_the_limit():
-    images = torch.zeros(64, 1, 16, 16)
-    images[:, :, 8, 8] = 1.0
-    moved = augmented(images.expand(-1, 3, -1, -1), replace(STILL, shift=0.125))[:, 0]
-    places = torch.arange(16.0)
-    mass = moved.sum((1, 2))
-    rows = (moved.sum(2) * places).sum(1) / mass - 8
-    columns = (moved.sum(1) * places).sum(1) / mass - 8
-    for shift in (rows, columns):
-        assert shift.abs().max() <= 2.0 + 1e-3
-        assert shift.abs().max() > 1.5
-        assert shift.unique().numel() == 64
-    assert abs(np.corrcoef(rows, columns)[0, 1]) < 0.4
-
-
-def test_augment_turns_about_the_centre_without_stretching():
-    y, x = torch.meshgrid(torch.arange(16.0) - 7.5, torch.arange(16.0) - 7.5, indexing="ij")
-    disc = ((x**2 + y**2) < 25).float().expand(8, 3, 16, 16)
-    turned = augmented(disc, replace(STILL, rotate=180.0, flip=0.5))
-    inner = (x**2 + y**2) < 12
-    assert (turned[:, :, inner] > 0.99).all()
-    around = ((x**2 + y**2) > 45) & ((x**2 + y**2) < 56)
-    assert (turned[:, :, around] < 0.01).all()
-    stripes = (x > 0).float().expand(8, 3, 16, 16)
-    assert (augmented(stripes, replace(STILL, rotate=180.0)) - stripes).abs().mean() > 0.1
-
-
-def test_augment_recolours_each_channel_along_a_line():
-    images = pictures(2)
-    changed = augmented(images, replace(STILL, jitter=0.3))
-    lines = set()
-    for old, new in zip(images.flatten(0, 1), changed.flatten(0, 1), strict=True):
-        slope, offset = np.polyfit(old.flatten(), new.flatten(), 1)
-        np.testing.assert_allclose(new, slope * old + offset, atol=1e-4)
-        assert abs(slope - 1) <= 0.3 + 1e-4
-        assert abs(offset) <= 0.3 + 1e-4
-        lines.add((round(float(slope), 4), round(float(offset), 4)))
-    assert len(lines) == 6
+def rates(config: TrainConfig, steps_per_epoch: int = 10) -> list[float]:
+    optimizer = make_optimizer(torch.nn.Linear(2, 2), config)
+    schedule = make_schedule(optimizer, config, steps_per_epoch)
+    found = []
+    for step in range(config.epochs * steps_per_epoch):
+        schedule.step_update(step)
+        found.append(optimizer.param_groups[0]["lr"])
+    return found
 
 
 def test_learning_rate_warms_up_and_falls_along_a_cosine():
-    config = replace(TINY, lr=1.0, epochs=5, warmup_epochs=1)
-    rates = [learning_rate(config, step, 10) for step in range(50)]
-    assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
-    assert rates[10] == 1.0
-    assert rates[30] == pytest.approx(0.5)
-    assert rates[20] == pytest.approx((1 + 2**-0.5) / 2)
-    assert 0 < rates[-1] < 0.01
-    assert rates[10:] == sorted(rates[10:], reverse=True)
+    config = replace(TINY, lr=1.0, epochs=5, warmup_epochs=1, warmup_lr=0.2, min_lr=0.1)
+    found = rates(config)
+    assert found[:10] == pytest.approx([0.2 + 0.08 * i for i in range(10)])
+    # The cosine's clock runs from the first step.
+    assert found[10:] == pytest.approx([0.1 + 0.45 * (1 + np.cos(np.pi * i / 50)) for i in range(10, 50)])
+
+
+def test_learning_rate_falls_by_a_power_or_in_steps():
+    config = replace(TINY, lr=1.0, epochs=10, warmup_epochs=0)
+    assert rates(replace(config, schedule="poly")) == pytest.approx(
+        [(1 - i / 100) ** 0.9 for i in range(100)]
+    )
+    found = rates(replace(config, schedule="steps", drops=(0.5, 0.8)))
+    # timm's milestones fall one step early.
+    assert found == pytest.approx([1.0] * 49 + [0.1] * 30 + [0.01] * 21)
+
+
+def test_learning_rate_is_scaled_by_the_parameters_name():
+    config = replace(TINY, lr=1.0, lr_scale={"weight": 0.1})
+    optimizer = make_optimizer(torch.nn.Linear(2, 2), config)
+    make_schedule(optimizer, config, 1).step_update(config.warmup_epochs)
+    found = {tuple(group["params"][0].shape): group["lr"] for group in optimizer.param_groups}
+    assert found[(2, 2)] == pytest.approx(0.1 * found[(2,)])
 
 
 def test_override_reads_text_by_the_settings_own_type():
-    config = override(TINY, {"lr": "1e-4", "epochs": "7", "device": "cuda", "options.dim": "16"})
-    assert (config.lr, config.epochs, config.device) == (1e-4, 7, "cuda")
+    config = override(
+        TINY, {"lr": "1e-4", "epochs": "7", "device": "cuda", "transmix": "true", "options.dim": "16"}
+    )
+    assert (config.lr, config.epochs, config.device, config.transmix) == (1e-4, 7, "cuda", True)
     assert config.options == {**TINY.options, "dim": "16"}
     assert TINY.options["dim"] == 8
 
@@ -341,7 +459,7 @@ def test_override_reads_text_by_the_settings_own_type():
     ("key", "value"),
     [
         ("learning_rate", "1"), ("options", "x"), ("lr", "fast"), ("epochs", "1.5"), ("epochs", "0"),
-        ("lr", "nan"), ("crop_pct", "1.1"), ("seed", "-1"),
+        ("lr", "nan"), ("crop_pct", "1.1"), ("seed", "-1"), ("precision", "int8"), ("transmix", "maybe"),
     ],
 )  # fmt: skip
 def test_override_refuses_unknown_settings_and_bad_values(key, value):

@@ -74,7 +74,9 @@ def recipes(
         if json:
             print_json(values)
         else:
-            typer.echo("\n".join(f"{key} = {value}" for key, value in values.items()))
+            sources = values.pop("sources")
+            for key, value in values.items():
+                typer.echo(f"{key} = {value}" + (f"  # {sources[key]}" if key in sources else ""))
         return
     lines = {key: (recipe.__doc__ or "").split("\n")[0] for key, recipe in RECIPES.items()}
     if json:

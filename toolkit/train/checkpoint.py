@@ -1,7 +1,7 @@
 """Checkpoints: safetensors files with a JSON header, each replaced in one step.
 
-Everything random in an epoch comes from the seed and the epoch's number, so that the log, which tells the
-epochs done, stands for the state of all random numbers.
+Everything random comes from the run's seed and the place in the training, so that the log, which tells the
+epochs done, and the step within the epoch stand for the state of all random numbers.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +30,33 @@ LAST, BEST = "last.safetensors", "best.safetensors"
 Row = dict[str, float]
 
 
+@dataclass
+class State:
+    """How far an epoch has come.
+
+    Optimiser steps and images done, seconds they took, sums of the loss parts over the steps, and the state
+    of fp16's loss scale.
+    """
+
+    step: int = 0
+    seen: int = 0
+    seconds: float = 0.0
+    sums: dict[str, float] = field(default_factory=dict)
+    scaler: dict[str, Any] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class Record:
     """What a checkpoint says of its run: the settings and data it belongs to, and a row for each epoch.
 
-    `metric` names the value of a row by which epochs are compared; more is better.
+    `metric` names the value of a row by which epochs are compared; more is better. `state` is that of the
+    epoch that has begun.
     """
 
     identity: Mapping[str, Any]
     log: list[Row]
     metric: str
+    state: State
 
     @property
     def best(self) -> Row:
@@ -69,17 +86,27 @@ def check_out(out: Path, resume: bool) -> None:
     raise BadRequest(f"the output folder {out} is not empty; name another folder")
 
 
-def save(out: Path, module: nn.Module, network: nn.Module, optimizer: Optimizer, record: Record) -> None:
-    """Write `last` and, where the latest epoch is the best one, `best`; a kill leaves the earlier files.
+def save(
+    out: Path,
+    module: nn.Module,
+    kept: nn.Module,
+    average: nn.Module | None,
+    optimizer: Optimizer,
+    record: Record,
+) -> None:
+    """Write `last` and, where an epoch has just ended as the best one, `best`; a kill leaves earlier files.
 
-    `module` is all that is trained, `network` the part of it that a run keeps.
+    `module` is all that is trained, `average` the moving average of its weights, `kept` what a run keeps.
+    Raises BadRequest where a file cannot be written; the earlier one is then left.
     """
     folder = out / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     # First the best: killed in between, the epoch is done again and the same file written over.
-    if record.best is record.log[-1]:
-        _write(folder / BEST, network.state_dict(), record)
+    if record.state.step == 0 and record.best is record.log[-1]:
+        _write(folder / BEST, kept.state_dict(), record)
     tensors = {f"model.{name}": tensor for name, tensor in module.state_dict().items()}
+    if average is not None:
+        tensors |= {f"average.{name}": tensor for name, tensor in average.state_dict().items()}
     for index, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in values.items()}
     _write(folder / LAST, tensors, record)
@@ -88,13 +115,25 @@ def save(out: Path, module: nn.Module, network: nn.Module, optimizer: Optimizer,
 def _write(path: Path, tensors: Mapping[str, Tensor], record: Record) -> None:
     temporary = path.with_name(f".{path.name}")
     header = {"vitkit": json.dumps(asdict(record))}
-    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary, header)
-    temporary.replace(path)
+    try:
+        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary, header)
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise BadRequest(
+            f"the checkpoint {path} cannot be written: {error}; the one before it is kept. Make room, then "
+            "go on with --resume"
+        ) from None
 
 
 def read_best(out: Path) -> tuple[dict[str, Tensor], Record]:
     """The best weights, and the record as it was then; raises BadArtifact where the file is damaged."""
     return _read(out / FOLDER / BEST)
+
+
+def read_log(out: Path) -> list[Row]:
+    """The rows of all epochs; raises BadArtifact where the checkpoint is damaged."""
+    return _read(out / FOLDER / LAST)[1].log
 
 
 def remove(out: Path) -> None:
@@ -107,13 +146,20 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Record]:
         with safe_open(path, framework="pt") as file:
             header = json.loads(file.metadata()["vitkit"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return tensors, Record(header["identity"], header["log"], header["metric"])
+        state = State(**header["state"])
+        return tensors, Record(header["identity"], header["log"], header["metric"], state)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise BadArtifact(f"the checkpoint {path} is damaged: {error}; train again in a new folder") from None
 
 
-def restore(out: Path, model: nn.Module, optimizer: Optimizer, identity: Mapping[str, Any]) -> list[Row]:
-    """Load `last` into the model and the optimiser; returns the log of the epochs done.
+def restore(
+    out: Path,
+    model: nn.Module,
+    optimizer: Optimizer,
+    average: nn.Module | None,
+    identity: Mapping[str, Any],
+) -> tuple[list[Row], State]:
+    """Load `last` into the model, its average and the optimiser; returns the log and how far it has come.
 
     Raises BadRequest where the checkpoint was made with other settings or data, BadArtifact where it is
     damaged.
@@ -122,16 +168,20 @@ def restore(out: Path, model: nn.Module, optimizer: Optimizer, identity: Mapping
     if changed := [key for key in identity if identity[key] != record.identity.get(key)]:
         was = ", ".join(f"{key}={record.identity.get(key)!r}" for key in changed)
         raise BadRequest(f"{out} was trained with {was}; resume it with the same, or train into a new folder")
-    prefix = "model."
-    model.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+    model.load_state_dict(_below("model.", tensors))
+    if average is not None:
+        average.load_state_dict(_below("average.", tensors))
     state: dict[int, dict[str, Tensor]] = {}
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for key, tensor in tensors.items():
-        if key.startswith("optimizer."):
-            _, index, name = key.split(".")
-            like = parameters[int(index)]
-            # In the parameter's own memory order, which fused optimisers take for granted.
-            value = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor
-            state.setdefault(int(index), {})[name] = value
+    for key, tensor in _below("optimizer.", tensors).items():
+        index, name = key.split(".")
+        like = parameters[int(index)]
+        # In the parameter's own memory order, which fused optimisers take for granted.
+        value = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor
+        state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    return record.log
+    return record.log, record.state
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

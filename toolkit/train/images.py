@@ -1,37 +1,29 @@
-"""Training classifiers: images decoded once into memory, normalised and augmented a batch at a time."""
+"""Training classifiers on image folders, with timm's augmentation."""
 
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from vitkit.data.folder import Labelled, class_names, labelled_images
 from vitkit.models import Labels, configure, run_card
-from vitkit.runtimes.card import ImageSpec, ModelCard, sha256
+from vitkit.runtimes.card import ImageSpec, ModelCard
 from vitkit.runtimes.errors import BadInput, BadRequest
-from vitkit.runtimes.image import read_image, resize_and_crop
+from vitkit.runtimes.image import prepare, read_image
+from vitkit.torchvision_shim import timm
 from vitkit.train.config import TrainConfig
-from vitkit.train.task import Batch
-
-
-@dataclass(frozen=True)
-class ImageSet:
-    """Images in memory: pixels (N, H, W, 3) uint8 RGB, class numbers (N,) int64, and their files."""
-
-    pixels: Tensor
-    targets: Tensor
-    files: tuple[Path, ...]
-
-    def __len__(self) -> int:
-        return len(self.files)
+from vitkit.train.memory import in_memory
+from vitkit.train.mixing import AttentionWatch, Mixed, mix, soft_targets, transmix_share
+from vitkit.train.seeds import seeded
+from vitkit.train.shards import Shard
 
 
 @dataclass(frozen=True)
@@ -56,21 +48,14 @@ def find_splits(data: Path) -> Splits:
 
 
 def fingerprint(data: Path, splits: Splits) -> str:
-    """Hex SHA-256 over the names and contents of all images: changes with every change of the data."""
-    digest = hashlib.sha256()
-    for path, _ in splits.train + splits.val:
-        digest.update(f"{path.relative_to(data).as_posix()}\n{sha256(path)}\n".encode())
-    return digest.hexdigest()
+    """Hex SHA-256 over the names and sizes of all images; reading all of ImageNet would take minutes."""
+    return listing_sha256(data, [path for path, _ in splits.train + splits.val])
 
 
-def load_images(items: Sequence[Labelled], classes: Sequence[str], spec: ImageSpec) -> ImageSet:
-    """Decode and prepare images as the card says; raises BadInput for a file that is no image."""
-    pixels = np.empty((len(items), *spec.size, 3), np.uint8)
-    for row, (path, _) in zip(pixels, items, strict=True):
-        row[:] = resize_and_crop(read_image(path), spec)
-    numbers = {name: number for number, name in enumerate(classes)}
-    targets = torch.tensor([numbers[name] for _, name in items])
-    return ImageSet(torch.from_numpy(pixels), targets, tuple(path for path, _ in items))
+def listing_sha256(folder: Path, paths: Sequence[Path]) -> str:
+    """Hex SHA-256 over the names and sizes of files below a folder."""
+    lines = [f"{path.relative_to(folder).as_posix()}\n{path.stat().st_size}\n" for path in paths]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def normalise(pixels: Tensor, spec: ImageSpec) -> Tensor:
@@ -78,25 +63,6 @@ def normalise(pixels: Tensor, spec: ImageSpec) -> Tensor:
     std = torch.tensor(spec.std, device=pixels.device)
     mean = torch.tensor(spec.mean, device=pixels.device)
     return (pixels.float() * (torch.tensor(1 / 255) / std) - mean / std).permute(0, 3, 1, 2)
-
-
-def augment(images: Tensor, config: TrainConfig, generator: Generator) -> Tensor:
-    """Mirror, turn, zoom, shift and recolour normalised (B, 3, H, W) images, each in its own way."""
-    count = len(images)
-
-    def spread(limit: float, *shape: int) -> Tensor:
-        return (torch.rand(count, *shape, generator=generator) * 2 - 1) * limit
-
-    mirror = 1 - 2 * (torch.rand(count, generator=generator) < config.flip).float()
-    angle, scale = torch.deg2rad(spread(config.rotate)), 1 + spread(config.zoom)
-    cos, sin = scale * angle.cos(), scale * angle.sin()
-    # Twice the shift: affine_grid counts from -1 to 1.
-    right, down = spread(2 * config.shift), spread(2 * config.shift)
-    rows = [torch.stack([mirror * cos, -sin, right], 1), torch.stack([mirror * sin, cos, down], 1)]
-    theta = torch.stack(rows, 1).to(images.device)
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    moved = F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
-    return recolour(moved, config, generator)
 
 
 def recolour(images: Tensor, config: TrainConfig, generator: Generator) -> Tensor:
@@ -116,35 +82,79 @@ class ClassificationTask:
         splits = find_splits(data)
         self.config, self.card = config, _card(config, splits)
         self.fingerprint = fingerprint(data, splits)
-        self.images, self.val = (
-            load_images(items, self.card.labels, self.card.image) for items in (splits.train, splits.val)
+        numbers = {name: number for number, name in enumerate(self.card.labels)}
+        self.files: Sequence[Path] = [path for path, _ in splits.train]
+        self.targets = [numbers[name] for _, name in splits.train]
+        self.val = [(path, numbers[name]) for path, name in splits.val]
+        self.photos = in_memory(
+            self.files,
+            lambda path: Image.fromarray(read_image(path)),
+            config.cache_mb,
+            lambda photo: 3 * photo.width * photo.height,
         )
+        self.change = transform(config, self.card.image)
 
-    def __len__(self) -> int:
-        return len(self.images)
+    def sample(self, index: int, seed: int) -> tuple[Tensor, int]:
+        """A training image, normalised and augmented (3, H, W), and its class number."""
+        photo = self.photos[index]
+        with seeded(seed):
+            return self.change(photo), self.targets[index]
+
+    def collate(self, samples: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, ...]:
+        """Samples -> images (B, 3, H, W) and class numbers (B,)."""
+        images = torch.stack([image for image, _ in samples])
+        return images.contiguous(memory_format=torch.channels_last), torch.tensor([n for _, n in samples])
 
     def trainable(self, network: nn.Module) -> nn.Module:
         """The network itself."""
+        self.watch = AttentionWatch(network) if self.config.transmix else None
         return network
 
-    def batches(self, generator: Generator) -> Iterator[Batch]:
-        """One pass over the training images; a batch holds pixels and class numbers."""
-        images, count = self.images, math.ceil(len(self) / self.config.batch_size)
-        for batch in torch.randperm(len(self), generator=generator).tensor_split(count):
-            files = [images.files[i] for i in batch.tolist()]
-            yield Batch(len(batch), files, (images.pixels[batch], images.targets[batch]))
+    def losses(self, module: nn.Module, data: tuple[Tensor, ...], generator: Generator) -> dict[str, Tensor]:
+        """Cross-entropy of mixed images."""
+        images, targets = data
+        mixed = mix(images, self.config, generator)
+        logits, share = self._answer(module, mixed)
+        wanted = soft_targets(targets, len(self.card.labels), share, self.config.label_smoothing)
+        return {"total": F.cross_entropy(logits, wanted)}
 
-    def losses(self, module: nn.Module, batch: Batch, generator: Generator) -> dict[str, Tensor]:
-        """Cross-entropy of augmented images."""
-        device = next(module.parameters()).device
-        pixels, targets = (tensor.to(device) for tensor in batch.data)
-        inputs = augment(normalise(pixels, self.card.image), self.config, generator)
-        smoothing = self.config.label_smoothing
-        return {"total": F.cross_entropy(module(inputs), targets, label_smoothing=smoothing)}
+    def _answer(self, module: nn.Module, mixed: Mixed) -> tuple[Tensor, Tensor]:
+        """Logits, and the share of the partners' labels."""
+        if self.watch is None or mixed.box is None:
+            return module(mixed.images), mixed.share
+        with self.watch.watching() as seen:
+            logits: Tensor = module(mixed.images)
+        return logits, transmix_share(mixed, self.watch.attended(seen, len(logits)))
 
-    def measure(self, network: nn.Module) -> dict[str, float]:
-        """Top-1 accuracy in per cent on the validation images."""
-        return {"top1": accuracy(network, self.val, self.card.image)}
+    @torch.no_grad()
+    def measure(self, network: nn.Module, shard: Shard, batch_size: int = 128) -> dict[str, float]:
+        """Top-1 accuracy in per cent on the validation images, prepared as the card says."""
+        device, part = next(network.parameters()).device, shard.of(self.val)
+        right = torch.zeros((), dtype=torch.float64, device=device)
+        for start in range(0, len(part), batch_size):
+            items = part[start : start + batch_size]
+            images = np.stack([prepare(read_image(path), self.card.image) for path, _ in items])
+            best = network(torch.from_numpy(images).to(device)).argmax(1)
+            right += (best == torch.tensor([number for _, number in items], device=device)).sum()
+        return {"top1": 100 * shard.add(right).item() / len(self.val)}
+
+
+def transform(config: TrainConfig, spec: ImageSpec) -> Callable[[Image.Image], Tensor]:
+    """timm's training transform: random crop, flip, colour or RandAugment, normalise, random erasing."""
+    made: Callable[[Image.Image], Tensor] = timm.data.create_transform(
+        input_size=(3, *spec.size),
+        is_training=True,
+        scale=(config.crop_min, 1.0),
+        hflip=config.flip,
+        color_jitter=config.jitter,
+        auto_augment=config.randaugment or None,
+        interpolation=config.interpolation,
+        mean=spec.mean,
+        std=spec.std,
+        re_prob=config.erase,
+        re_mode="pixel",
+    )
+    return made
 
 
 def _card(config: TrainConfig, splits: Splits) -> ModelCard:
@@ -161,16 +171,3 @@ def _card(config: TrainConfig, splits: Splits) -> ModelCard:
 def trained(config: TrainConfig) -> dict[str, object]:
     """What a card's provenance says of a training."""
     return {"weights": "trained", "epochs": config.epochs, "seed": config.seed}
-
-
-@torch.no_grad()
-def accuracy(model: nn.Module, images: ImageSet, spec: ImageSpec, batch_size: int = 256) -> float:
-    """Top-1 accuracy in per cent, on images as the card prepares them."""
-    model.eval()
-    device = next(model.parameters()).device
-    right = 0
-    for start in range(0, len(images), batch_size):
-        part = slice(start, start + batch_size)
-        logits = model(normalise(images.pixels[part].to(device), spec))
-        right += int((logits.argmax(1).cpu() == images.targets[part]).sum())
-    return 100 * right / len(images)

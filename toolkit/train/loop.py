@@ -1,41 +1,52 @@
-"""The training loop: AdamW, a cosine, a checkpoint after each epoch, a run at the end."""
+"""The training loop, on Accelerate: any device, precision and number of processes, a run at the end.
+
+Everything random is drawn from the run's seed and its place in the training (`seeds.py`). So a checkpoint
+after any step needs no generator's state, and a resumed run goes on as if it had never stopped.
+"""
 
 from __future__ import annotations
 
 import json
-import math
+import re
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.utils.data import DataLoader, Dataset
 
 from vitkit.models import Model, build, model_info
 from vitkit.models.remax import ReMaX
 from vitkit.runs import CONFIG_FILE, WEIGHTS_FILE, write_run_files
 from vitkit.runtimes.card import CARD_FILE, ModelCard
-from vitkit.runtimes.errors import BadInput, BadRequest
+from vitkit.runtimes.errors import BadInput, BadRequest, DeviceError
 from vitkit.runtimes.files import LOG_FILE
+from vitkit.torchvision_shim import timm
 from vitkit.train import checkpoint
-from vitkit.train.checkpoint import Record, Row
+from vitkit.train.checkpoint import Record, Row, State
 from vitkit.train.config import TrainConfig
 from vitkit.train.images import ClassificationTask
+from vitkit.train.norms import synchronise
 from vitkit.train.panoptic import PanopticTask
+from vitkit.train.progress import Progress
+from vitkit.train.schedule import make_optimizer, make_schedule
+from vitkit.train.seeds import seed_of
+from vitkit.train.shards import Shard, micro_batches
 from vitkit.train.task import Batch, Task
 
 _NAMED_FILES = 8
-# Kept at their size, beside biases and norms: tables of relative positions, tokens and cluster centres.
-_UNDECAYED = ("_table", "centres", "cls_token")
-# Called after each step with the mean loss so far, the learning rate and the images per second.
-Report = Callable[[float, float, float], None]
+_TRIES = 10
+# The share of the training images that may be unreadable.
+_UNREADABLE = 0.01
+# What a resumed training may do otherwise than before.
+_FREE = ("device", "workers", "cache_mb", "save_minutes", "sources")
+NOT_FINITE_FILE = "not_finite.json"
 
 
 def train(
@@ -52,41 +63,265 @@ def train(
     Classifiers take the image folders `data/train` and `data/val`; panoptic models COCO's layout, and are
     measured on the training images where there is no validation split. `backbone` fills a panoptic model's
     backbone with ImageNet weights: a file in timm's or torchvision's names, or `timm` to download them.
+    Under `accelerate launch` every process calls this alike.
 
-    After each epoch `out` holds a checkpoint, from which `resume` continues; on a CPU with the same number
-    of threads the continued run equals the uninterrupted one bit for bit. `progress` prints a line for
-    each epoch, and shows a bar where the output is a terminal. Returns `out`, which then holds the weights,
-    settings and card of a run, and `log.json` with a row for each epoch.
+    Every `save_minutes`, and after each epoch, `out` holds a checkpoint, from which `resume` continues; on
+    a CPU with the same number of threads the continued run equals the uninterrupted one bit for bit.
+    `progress` prints a line for each epoch, and shows a bar where the output is a terminal. Returns `out`,
+    which then holds the weights, settings and card of a run, and `log.json` with a row for each epoch.
 
     Raises BadRequest where `out` holds something already, where there is nothing to resume or it was
     made with other settings, and for a model, option or device that does not exist; BadInput where the
-    data has not the right form or, naming files, where the loss or its gradient is no finite number.
+    data has not the right form or, naming files, where the loss or its gradient is no finite number;
+    DeviceError where another process of the training is gone.
     """
     checkpoint.check_out(out, resume)
     panoptic = model_info(config.model).task == "panoptic"
     if backbone is not None and not panoptic:
         raise BadRequest(f"{config.model} has no backbone that --backbone-weights could fill")
-    device = _device(config.device)
+    accelerator = _accelerator(config)
     task: Task = (PanopticTask if panoptic else ClassificationTask)(config, data)
     options = task.card.provenance["options"]
-    identity = {**_plain(asdict(config)), "options": options, "data": task.fingerprint}
+    settings = {name: value for name, value in asdict(config).items() if name not in _FREE}
+    identity = _plain({**settings, "options": options, "data": task.fingerprint})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         network = build(config.model, **options)
         if backbone is not None:
             _load_backbone(network, backbone)
-        module = task.trainable(network).to(device)
+        trainer = Trainer(config, task, network, accelerator, out, identity)
+        if resume:
+            trainer.restore()
+        with Progress(config, task, trainer.steps, progress and accelerator.is_main_process) as shown:
+            _run(trainer, shown)
+    if accelerator.is_main_process:
+        _finish(out, task.card, identity)
+    accelerator.wait_for_everyone()
+    return out
+
+
+def _run(trainer: Trainer, shown: Progress) -> None:
+    try:
+        trainer.run(shown)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0] if str(error) else ""
+        if trainer.shard.count == 1 or not re.search("gloo|nccl|peer", reason, re.IGNORECASE):
+            raise
+        raise DeviceError(
+            f"another process of this training is gone ({reason[:200]}); the last checkpoint in "
+            f"{trainer.out} is kept: start all of them again with --resume"
+        ) from None
+
+
+class Trainer:
+    """A training in progress: network, optimiser, and how far it has come."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        task: Task,
+        network: Model,
+        accelerator: Accelerator,
+        out: Path,
+        identity: dict[str, Any],
+    ) -> None:
+        self.config, self.task, self.network, self.accelerator = config, task, network, accelerator
+        self.out, self.identity = out, identity
+        self.shard = Shard(accelerator.process_index, accelerator.num_processes, _summed(accelerator))
         # Convolutions are a third faster so; the stub of `to` does not know the argument.
+        module = task.trainable(network).to(accelerator.device)
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        optimizer = _optimizer(module, config)
-        log = checkpoint.restore(out, module, optimizer, identity) if resume else []
-        with _bar(config, len(task), len(log), progress) as bar:
-            for epoch in range(len(log), config.epochs):
-                row = train_epoch(module, optimizer, task, config, epoch, _reporter(bar, epoch))
-                log.append({**row, **task.measure(network.eval())})
-                checkpoint.save(out, module, network, optimizer, Record(identity, log, task.metric))
-                bar.console.print(_line(log[-1], config, task), soft_wrap=True, highlight=False)
-    return _finish(out, task.card, identity, log)
+        if accelerator.num_processes > 1:
+            synchronise(module, accelerator.device)
+        self.plain = module
+        self.ema = timm.utils.ModelEmaV3(network, config.ema, use_warmup=True) if config.ema else None
+        self.optimizer = make_optimizer(module, config)
+        self.passes = len(self._plan(0))
+        self.steps = self.passes // config.accumulate
+        self.schedule = make_schedule(self.optimizer, config, self.steps)
+        self.module, self.prepared = accelerator.prepare(module, self.optimizer)
+        self.log: list[Row] = []
+        self.state = State()
+        self.saved = time.monotonic()
+        self.unreadable: dict[str, str] = {}
+
+    def _plan(self, epoch: int) -> list[list[int]]:
+        seed = seed_of(self.config.seed, epoch)
+        return micro_batches(
+            len(self.task.files), self.config.batch_size, self.config.accumulate, self.shard, seed
+        )
+
+    def restore(self) -> None:
+        """Go on from the last checkpoint; raises BadRequest and BadArtifact."""
+        self.log, self.state = checkpoint.restore(
+            self.out, self.plain, self.optimizer, self.ema and self.ema.module, self.identity
+        )
+        if self.accelerator.scaler is not None and self.state.scaler:
+            self.accelerator.scaler.load_state_dict(self.state.scaler)
+
+    def run(self, shown: Progress) -> None:
+        """Train to the end, with a checkpoint after every epoch and every `save_minutes` in between."""
+        shown.start(len(self.log) * self.steps + self.state.step)
+        for epoch in range(len(self.log), self.config.epochs):
+            row = self._epoch(epoch, shown)
+            measured = self.task.measure(self._measured().eval(), self.shard)
+            self.log.append({**row, **measured})
+            self.state = State(scaler=self.state.scaler)
+            self._save()
+            shown.epoch(self.log[-1])
+        shown.unreadable(self.unreadable)
+
+    def _measured(self) -> nn.Module:
+        """The network that a run keeps: the average of its weights where there is one."""
+        return self.network if self.ema is None else self.ema.module
+
+    def _save(self) -> None:
+        self.saved = time.monotonic()
+        if self.accelerator.is_main_process:
+            if self.accelerator.scaler is not None:
+                self.state.scaler = self.accelerator.scaler.state_dict()
+            record = Record(self.identity, self.log, self.task.metric, self.state)
+            average = self.ema.module if self.ema else None
+            checkpoint.save(self.out, self.plain, self._measured(), average, self.optimizer, record)
+
+    def _epoch(self, epoch: int, shown: Progress) -> Row:
+        """The rest of an epoch; the row holds the mean of every scalar that the task's `losses` returns."""
+        state, start = self.state, time.perf_counter()
+        self.module.train()
+        for passes in _grouped(self._batches(epoch, state.step), self.config.accumulate):
+            lr = self._set_rate(epoch * self.steps + state.step)
+            parts = self._step(epoch, passes)
+            state.step += 1
+            state.seen += sum(len(batch.files) for batch in passes) * self.shard.count
+            for name, value in parts.items():
+                state.sums[name] = state.sums.get(name, 0.0) + value
+            state.seconds, start = state.seconds + time.perf_counter() - start, time.perf_counter()
+            shown.step(epoch, state, lr)
+            if time.monotonic() - self.saved >= 60 * self.config.save_minutes and state.step < self.steps:
+                self._save()
+        means = {name: value / self.steps for name, value in state.sums.items()}
+        return {
+            "epoch": epoch + 1,
+            "loss": means.pop("total"),
+            **means,
+            "lr": lr,
+            "seconds": state.seconds,
+            "images_per_second": state.seen / state.seconds,
+        }
+
+    def _set_rate(self, step: int) -> float:
+        self.schedule.step_update(step)
+        return max(float(group["lr"]) for group in self.optimizer.param_groups)
+
+    def _batches(self, epoch: int, done: int) -> Iterator[Batch]:
+        plan = self._plan(epoch)[done * self.config.accumulate :]
+        samples = _Samples(self.task)
+        loader: DataLoader[Any] = DataLoader(
+            samples,
+            batch_sampler=[[(i, seed_of(self.config.seed, epoch, i)) for i in part] for part in plan],
+            num_workers=self.config.workers,
+            collate_fn=samples.collate,
+            pin_memory=self.accelerator.device.type == "cuda",
+        )
+        for used, unreadable, data in loader:
+            self.unreadable |= unreadable
+            check_readable(self.unreadable, len(self.task.files))
+            yield Batch(
+                [self.task.files[i] for i in used], tuple(t.to(self.accelerator.device) for t in data)
+            )
+
+    def _step(self, epoch: int, passes: Sequence[Batch]) -> dict[str, float]:
+        """One step down the loss; raises BadInput, and takes none, where it is no finite number."""
+        sums: dict[str, Tensor] = {}
+        for number, batch in enumerate(passes):
+            seed = seed_of(self.config.seed, epoch, self.state.step, number, self.shard.rank)
+            # The model's own random numbers, of dropout, are drawn from the global generator.
+            torch.manual_seed(seed)
+            generator = torch.Generator().manual_seed(seed)
+            with self.accelerator.accumulate(self.module):
+                with self.accelerator.autocast():
+                    losses = self.task.losses(self.module, batch.data, generator)
+                self.accelerator.backward(losses["total"])
+                if self.accelerator.sync_gradients:
+                    norm = self.accelerator.clip_grad_norm_(self.module.parameters(), self.config.clip_norm)
+                for name, loss in losses.items():
+                    sums[name] = sums.get(name, 0) + loss.detach().float() / len(passes)
+                self._check_finite(epoch, passes, sums, norm if self.accelerator.sync_gradients else None)
+                self.prepared.step()
+                self.prepared.zero_grad()
+        if self.ema is not None:
+            self.ema.update(self.network, step=self._global_step(epoch))
+        values = self.shard.add(torch.stack(list(sums.values()))) / self.shard.count
+        return dict(zip(sums, values.tolist(), strict=True))
+
+    def _global_step(self, epoch: int) -> int:
+        return epoch * self.steps + self.state.step
+
+    def _check_finite(
+        self, epoch: int, passes: Sequence[Batch], sums: dict[str, Tensor], norm: Tensor | None
+    ) -> None:
+        """Gradients can be infinite where the loss is not yet; a step along them would spoil the weights.
+
+        Except in fp16, where a scale is tried that is too large now and then, and its step left out.
+        """
+        if norm is None:
+            return
+        wrong = ~torch.isfinite(sums["total"])
+        if self.accelerator.scaler is None:
+            wrong = wrong | ~torch.isfinite(norm)
+        if not self.shard.add(wrong.float()).item():
+            return
+        files = [str(path) for batch in passes for path in batch.files]
+        if wrong:
+            folder = self.out / checkpoint.FOLDER
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / NOT_FINITE_FILE).write_text(json.dumps(files, indent=1) + "\n", encoding="utf-8")
+        raise BadInput(_not_finite(epoch, files))
+
+
+class _Samples(Dataset[Any]):
+    """A task's training images under (number, seed); for one that cannot be read, the next one that can."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+
+    def __getitem__(self, place: tuple[int, int]) -> tuple[int, dict[str, str], Any]:
+        first, seed = place
+        unreadable: dict[str, str] = {}
+        for step in range(_TRIES):
+            index = (first + step) % len(self.task.files)
+            try:
+                return index, unreadable, self.task.sample(index, seed)
+            except BadInput as error:
+                unreadable[str(self.task.files[index])] = str(error)
+        raise BadInput(f"{_TRIES} training images in a row cannot be read: {next(iter(unreadable.values()))}")
+
+    def collate(self, samples: Sequence[tuple[int, dict[str, str], Any]]) -> tuple[Any, ...]:
+        """(numbers, unreadable files with their errors, the task's batch)."""
+        numbers, unreadable, found = zip(*samples, strict=True)
+        return numbers, {k: v for part in unreadable for k, v in part.items()}, self.task.collate(found)
+
+
+def check_readable(unreadable: dict[str, str], images: int) -> None:
+    """Raise BadInput where more than one image in a hundred cannot be read."""
+    if len(unreadable) > _UNREADABLE * images:
+        raise BadInput(
+            f"{len(unreadable)} of {images} training images cannot be read, over {_UNREADABLE:.0%}: "
+            + "; ".join(list(unreadable.values())[:_NAMED_FILES])
+        )
+
+
+def _grouped(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
+    group = []
+    for batch in batches:
+        group.append(batch)
+        if len(group) == size:
+            yield group
+            group = []
+
+
+def _summed(accelerator: Accelerator) -> Any:
+    return lambda tensor: accelerator.reduce(tensor.to(accelerator.device), "sum")
 
 
 def _plain(value: Any) -> Any:
@@ -105,8 +340,6 @@ def _load_backbone(network: Model, source: str) -> None:
 
 def _download(name: str) -> dict[str, Tensor]:
     """A backbone's ImageNet weights from timm's hub; raises BadRequest where they cannot be had."""
-    from vitkit.torchvision_shim import timm
-
     try:
         return dict(timm.create_model(name, pretrained=True).state_dict())
     # The hub raises a dozen types for a missing network, a missing file and a missing package.
@@ -117,121 +350,35 @@ def _download(name: str) -> dict[str, Tensor]:
         ) from None
 
 
-def _device(name: str) -> torch.device:
-    try:
-        if name == "meta":
-            raise RuntimeError("it holds no data")
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise BadRequest(f"the device {name!r} cannot be used: {error}") from None
-
-
-def _optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        scale = next((s for prefix, s in config.lr_scale.items() if name.startswith(prefix)), 1.0)
-        # Biases and the scales of norms keep their size: decay is for matrices and kernels.
-        kernel = parameter.ndim > 1 and not name.endswith(_UNDECAYED)
-        decay = config.weight_decay if kernel else 0.0
-        groups.setdefault((scale, decay), []).append(parameter)
-    return AdamW(
-        [{"params": p, "lr_scale": scale, "weight_decay": decay} for (scale, decay), p in groups.items()],
-        lr=config.lr,
-        fused=True,
+def _accelerator(config: TrainConfig) -> Accelerator:
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise BadRequest("the device 'cuda' cannot be used: torch sees none; leave --set device= out")
+    if config.precision == "fp16" and (config.device == "cpu" or not torch.cuda.is_available()):
+        raise BadRequest("precision fp16 needs a GPU; bf16 and fp32 run everywhere")
+    if not torch.distributed.is_initialized():
+        # Accelerate keeps the first settings of a process, which may train more than once.
+        AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(
+        cpu=config.device == "cpu",
+        mixed_precision={"fp32": "no"}.get(config.precision, config.precision),
+        gradient_accumulation_steps=config.accumulate,
+        step_scheduler_with_optimizer=False,
     )
 
 
-def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
-    """Linear warm-up to `config.lr`, then half a cosine towards zero; `step` counts from 0."""
-    warmup, total = config.warmup_epochs * steps_per_epoch, config.epochs * steps_per_epoch
-    if step < warmup:
-        return config.lr * (step + 1) / warmup
-    return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
-
-
-def train_epoch(
-    module: nn.Module,
-    optimizer: Optimizer,
-    task: Task,
-    config: TrainConfig,
-    epoch: int,
-    report: Report,
-) -> Row:
-    """One pass over the images in an order given by the seed and the epoch; returns the log's row.
-
-    The row holds the mean of every scalar that the task's `losses` returns, `total` as `loss`. Raises
-    BadInput, naming the files, where the loss of a batch, or its gradient, is no finite number.
-    """
-    seed = int(np.random.SeedSequence([config.seed, epoch]).generate_state(1)[0])
-    # The model's own random numbers, of dropout, are drawn from the global generator.
-    torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
-    steps = _steps(task, config)
-    start, seen, lr = time.perf_counter(), 0, 0.0
-    sums: dict[str, float] = {}
-    module.train()
-    for number, batch in enumerate(task.batches(generator)):
-        lr = learning_rate(config, epoch * steps + number, steps)
-        parts = _step(module, optimizer, task, batch, generator, config, lr)
-        if parts is None:
-            raise BadInput(_not_finite(epoch, batch.files))
-        seen += batch.size
-        for name, value in parts.items():
-            sums[name] = sums.get(name, 0.0) + value * batch.size
-        report(sums["total"] / seen, lr, seen / (time.perf_counter() - start))
-    seconds = time.perf_counter() - start
-    means = {name: value / seen for name, value in sums.items()}
-    return {
-        "epoch": epoch + 1,
-        "loss": means.pop("total"),
-        **means,
-        "lr": lr,
-        "seconds": seconds,
-        "images_per_second": seen / seconds,
-    }
-
-
-def _steps(task: Task, config: TrainConfig) -> int:
-    return math.ceil(len(task) / config.batch_size)
-
-
-def _step(
-    module: nn.Module,
-    optimizer: Optimizer,
-    task: Task,
-    batch: Batch,
-    generator: torch.Generator,
-    config: TrainConfig,
-    lr: float,
-) -> dict[str, float] | None:
-    """One step down the loss; None, and no step, where the loss or its gradient is no finite number."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_scale"]
-    optimizer.zero_grad()
-    losses = task.losses(module, batch, generator)
-    losses["total"].backward()  # type: ignore[no-untyped-call]
-    norm = nn.utils.clip_grad_norm_(module.parameters(), config.clip_norm)
-    names = list(losses)
-    values: Tensor = torch.stack([losses[name].detach() for name in names])
-    # Gradients can be infinite where the loss is not yet; a step along them would spoil the weights.
-    if not torch.isfinite(norm) or not torch.isfinite(losses["total"]):
-        return None
-    optimizer.step()
-    return dict(zip(names, values.tolist(), strict=True))
-
-
-def _not_finite(epoch: int, files: Sequence[Path]) -> str:
-    names = ", ".join(str(path) for path in files[:_NAMED_FILES])
+def _not_finite(epoch: int, files: Sequence[str]) -> str:
     more = f" and {len(files) - _NAMED_FILES} more" if len(files) > _NAMED_FILES else ""
     return (
-        f"the loss or its gradient is no finite number in epoch {epoch + 1}, on {names}{more}; "
-        "the checkpoint of the epoch before is kept. Look at these images, or train into a new folder "
-        "with a lower learning rate: --set lr=..."
+        f"the loss or its gradient is no finite number in epoch {epoch + 1}, on "
+        f"{', '.join(files[:_NAMED_FILES])}{more} (all in {checkpoint.FOLDER}/{NOT_FINITE_FILE}); the last "
+        "checkpoint is kept. Look at these images, or train into a new folder with a lower learning rate: "
+        "--set lr=..."
     )
 
 
-def _finish(out: Path, card: ModelCard, identity: dict[str, Any], log: Sequence[Row]) -> Path:
+def _finish(out: Path, card: ModelCard, identity: dict[str, Any]) -> None:
     state, record = checkpoint.read_best(out)
+    log = checkpoint.read_log(out)
     best = {"best_epoch": record.log[-1]["epoch"], record.metric: record.log[-1][record.metric]}
     card = replace(card, provenance={**card.provenance, **best, "data": identity["data"]})
     with tempfile.TemporaryDirectory(prefix=".run.", dir=out) as work:
@@ -241,35 +388,3 @@ def _finish(out: Path, card: ModelCard, identity: dict[str, Any], log: Sequence[
         for name in (WEIGHTS_FILE, CONFIG_FILE, LOG_FILE, CARD_FILE):
             (Path(work) / name).replace(out / name)
     checkpoint.remove(out)
-    return out
-
-
-def _bar(config: TrainConfig, images: int, epochs_done: int, progress: bool) -> Progress:
-    console = Console(quiet=not progress)
-    bar = Progress(
-        TextColumn("epoch {task.fields[epoch]}/" + str(config.epochs)),
-        BarColumn(),
-        TextColumn("{task.fields[state]}"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not (progress and console.is_terminal),
-    )
-    steps = math.ceil(images / config.batch_size)
-    bar.add_task("", total=config.epochs * steps, completed=epochs_done * steps, epoch=epochs_done, state="")
-    return bar
-
-
-def _reporter(bar: Progress, epoch: int) -> Report:
-    def report(loss: float, lr: float, rate: float) -> None:
-        state = f"loss {loss:.3f}  lr {lr:.1e}  {rate:.0f} images/s"
-        bar.update(bar.task_ids[0], advance=1, epoch=epoch + 1, state=state)
-
-    return report
-
-
-def _line(row: Row, config: TrainConfig, task: Task) -> str:
-    return (
-        f"epoch {row['epoch']}/{config.epochs}  loss {row['loss']:.3f}  lr {row['lr']:.1e}  "
-        f"{task.unit} {row[task.metric]:.1f} %  {row['seconds']:.1f} s  "
-        f"{row['images_per_second']:.0f} images/s"
-    )

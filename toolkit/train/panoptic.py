@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,11 +16,12 @@ from torch import Generator, Tensor, nn
 from vitkit.data.panoptic import PanopticImage, PanopticSet, find_splits, read_ids, read_split
 from vitkit.models import Labels, configure, run_card
 from vitkit.models.remax import STRIDES, Relaxed, RelaxedTraining, ReMaXConfig
-from vitkit.runtimes.card import ModelCard, sha256
+from vitkit.runtimes.card import ModelCard
 from vitkit.runtimes.errors import BadInput, BadRequest
 from vitkit.runtimes.image import read_image
 from vitkit.train.config import TrainConfig
-from vitkit.train.images import normalise, recolour, trained
+from vitkit.train.images import listing_sha256, normalise, recolour, trained
+from vitkit.train.memory import in_memory
 from vitkit.train.panoptic_loss import (
     LossConfig,
     Targets,
@@ -31,7 +30,7 @@ from vitkit.train.panoptic_loss import (
     panoptic_losses,
     remask,
 )
-from vitkit.train.task import Batch
+from vitkit.train.shards import Shard
 
 
 class Scene(NamedTuple):
@@ -69,42 +68,40 @@ class PanopticTask:
         self.val = val
         self.things = np.array([category.thing for category in train.categories])
         numbers = {category.id: i for i, category in enumerate(train.categories)}
-        self.files = [image.file for image in train.images]
-        self.scenes = [_load(image, numbers) for image in train.images]
-
-    def __len__(self) -> int:
-        return len(self.scenes)
+        self.files: Sequence[Path] = [image.file for image in train.images]
+        self.scenes = in_memory(
+            train.images,
+            lambda image: _load(image, numbers),
+            config.cache_mb,
+            lambda scene: scene.photo.nbytes + scene.numbers.nbytes,
+        )
 
     def trainable(self, network: nn.Module) -> nn.Module:
         """The network with its semantic heads, which only training needs."""
         return RelaxedTraining(network)  # type: ignore[arg-type]
 
-    def batches(self, generator: Generator) -> Iterator[Batch]:
-        """One pass over the training images.
-
-        A batch holds pixels (B, size, size, 3) uint8 and, at the masks' stride, segment numbers (B, h, w),
-        their classes (B, S + 1) and whether they are instances (B, S + 1), as in `Scene`.
-        """
-        count = math.ceil(len(self) / self.config.batch_size)
-        for batch in torch.randperm(len(self), generator=generator).tensor_split(count):
-            # One seed for each image, so that how one is changed does not depend on the others.
-            seeds = torch.randint(2**62, (len(batch),), generator=generator).tolist()
-            rngs = [np.random.default_rng(seed) for seed in seeds]
-            scenes = [self._augmented(i, rng) for i, rng in zip(batch.tolist(), rngs, strict=True)]
-            yield Batch(len(batch), [self.files[i] for i in batch.tolist()], _collate(scenes))
-
-    def _augmented(self, index: int, rng: np.random.Generator) -> Scene:
+    def sample(self, index: int, seed: int) -> Scene:
+        """A training image scaled, mirrored, cropped to the network's size, and perhaps pasted into."""
+        rng = np.random.default_rng(seed)
         scene = jittered(self.scenes[index], self.size, self.config, rng)
-        if rng.random() < self.config.copy_paste and len(self) > 1:
+        count = len(self.files)
+        if rng.random() < self.config.copy_paste and count > 1:
             # Never the image itself.
-            other = self.scenes[(index + 1 + int(rng.integers(len(self) - 1))) % len(self)]
+            other = self.scenes[(index + 1 + int(rng.integers(count - 1))) % count]
             scene = paste(scene, jittered(other, self.size, self.config, rng), self.things, rng)
         return scene
 
-    def losses(self, module: nn.Module, batch: Batch, generator: Generator) -> dict[str, Tensor]:
+    def collate(self, samples: Sequence[Scene]) -> tuple[Tensor, ...]:
+        """Samples of one size -> a batch.
+
+        Pixels (B, size, size, 3) uint8 and, at the masks' stride, segment numbers (B, h, w), their classes
+        (B, S + 1) and whether they are instances (B, S + 1), as in `Scene`.
+        """
+        return _collate(samples)
+
+    def losses(self, module: nn.Module, data: tuple[Tensor, ...], generator: Generator) -> dict[str, Tensor]:
         """All losses of `panoptic_losses`, the blocks' summed, and figure 1's `fp_ratio`."""
-        device = next(module.parameters()).device
-        pixels, numbers, classes, instances = (tensor.to(device) for tensor in batch.data)
+        pixels, numbers, classes, instances = data
         images = recolour(normalise(pixels, self.card.image), self.config, generator)
         targets = _targets(numbers, classes, instances)
         out: Relaxed = module(images)
@@ -133,13 +130,18 @@ class PanopticTask:
         )
         return false_positive_ratio(masks, match(out.final.masks, out.final.classes, targets), small)
 
-    def measure(self, network: nn.Module) -> dict[str, float]:
+    def measure(self, network: nn.Module, shard: Shard) -> dict[str, float]:
         """PQ in per cent, and its parts, on the validation images at their own size."""
         from vitkit.evaluate import Network, evaluate_panoptic
         from vitkit.exporters.source import Source
 
         source = Source(network, self.card)  # type: ignore[arg-type]
-        report = evaluate_panoptic(Network(self.card, source.predict, lambda: None), self.val)
+        part = replace(self.val, images=tuple(shard.of(self.val.images)))
+        report = evaluate_panoptic(
+            Network(self.card, source.predict, lambda: None),
+            part,
+            merge=lambda counts: shard.add(torch.from_numpy(counts)).cpu().numpy(),
+        )
         return {"pq": report.all.pq, "sq": report.all.sq, "rq": report.all.rq, "miou": report.miou}
 
 
@@ -174,10 +176,8 @@ def _card(config: TrainConfig, train: PanopticSet, val: PanopticSet) -> ModelCar
 
 
 def _fingerprint(data: Path, splits: list[PanopticSet]) -> str:
-    digest = hashlib.sha256()
-    for path in sorted({p for s in splits for i in s.images for p in (s.source, i.file, i.mask)}):
-        digest.update(f"{path.relative_to(data).as_posix()}\n{sha256(path)}\n".encode())
-    return digest.hexdigest()
+    paths = {path for split in splits for i in split.images for path in (split.source, i.file, i.mask)}
+    return listing_sha256(data, sorted(paths))
 
 
 def _load(image: PanopticImage, numbers: dict[int, int]) -> Scene:
@@ -227,7 +227,7 @@ def paste(scene: Scene, other: Scene, things: NDArray[np.bool_], rng: np.random.
     )
 
 
-def _collate(scenes: list[Scene]) -> tuple[Tensor, ...]:
+def _collate(scenes: Sequence[Scene]) -> tuple[Tensor, ...]:
     step = STRIDES[-1]
     most = max(len(scene.classes) for scene in scenes)
 

@@ -2,51 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Generator, Tensor, nn
 
 from vitkit.runtimes.card import ModelCard
+from vitkit.train.shards import Shard
 
 
 class Batch(NamedTuple):
-    """One step's data: how many images, their files, and what the task's `losses` takes."""
+    """One step's data: the files of its images, and what the task's `losses` takes."""
 
-    size: int
     files: list[Path]
     data: tuple[Tensor, ...]
 
 
 class Task(Protocol):
-    """A data set ready for training, in memory.
+    """A data set ready for training.
 
-    `card` is that of the run to be; `fingerprint` changes with every change of the data; `metric` names
-    the value of `measure` that decides which epoch is best, `unit` is how people call it.
+    `card` is that of the run to be; `fingerprint` changes with the data; `metric` names the value of
+    `measure` that decides which epoch is best, `unit` is how people call it; `files` are the training
+    images.
     """
 
     card: ModelCard
     fingerprint: str
     metric: str
     unit: str
+    files: Sequence[Path]
 
-    def __len__(self) -> int:
-        """Training images."""
+    def sample(self, index: int, seed: int) -> Any:
+        """One training image, changed as the seed decides; runs in decoding workers. Raises BadInput."""
+        ...
+
+    def collate(self, samples: Sequence[Any]) -> tuple[Tensor, ...]:
+        """Samples -> the `data` of a batch."""
         ...
 
     def trainable(self, network: nn.Module) -> nn.Module:
         """The network with what only training needs."""
         ...
 
-    def batches(self, generator: Generator) -> Iterator[Batch]:
-        """One pass over the training images, in an order and with changes that the generator decides."""
+    def losses(self, module: nn.Module, data: tuple[Tensor, ...], generator: Generator) -> dict[str, Tensor]:
+        """The loss to descend, as `total`, and what else is worth a curve; `data` is on the device."""
         ...
 
-    def losses(self, module: nn.Module, batch: Batch, generator: Generator) -> dict[str, Tensor]:
-        """The loss to descend, as `total`, and what else is worth a curve; all scalars."""
-        ...
-
-    def measure(self, network: nn.Module) -> dict[str, float]:
-        """How good the network is on the validation images."""
+    def measure(self, network: nn.Module, shard: Shard) -> dict[str, float]:
+        """How good the network is on the validation images, of which each process takes its shard."""
         ...
