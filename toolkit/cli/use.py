@@ -26,6 +26,10 @@ def train(
         Optional[list[str]],  # noqa: UP045
         typer.Option("--set", help="Change a value of the recipe, as key=value; may repeat."),
     ] = None,
+    init: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--init", help="Start from this run's weights (or its model.safetensors)."),
+    ] = None,
     backbone_weights: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
@@ -48,7 +52,7 @@ def train(
     if epochs is not None:
         changes["epochs"] = str(epochs)
     config = override(recipe_named(recipe), changes)
-    run_training(config, data, out, resume=resume, backbone=backbone_weights)
+    run_training(config, data, out, resume=resume, init=init, backbone=backbone_weights)
 
 
 def _share_the_machine() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
@@ -237,7 +238,8 @@ def count_macs(model: Model) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     side = model.config.image_size
-    image = torch.zeros(1, 3, side, side, device=next(model.parameters()).device)
+    # Tensors without data: nothing is computed, and the model stays as it is.
+    shadow = copy.deepcopy(model).to("meta").eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.eval()(image)
+        shadow(torch.zeros(1, 3, side, side, device="meta"))
     return int(counter.get_total_flops()) // 2

@@ -25,11 +25,12 @@ class TrainConfig:
     `lr` is reached after a linear warm-up from `warmup_lr` over `warmup_epochs` and falls to `min_lr` by the
     `schedule`: along a cosine, as (1 - t) ** 0.9 (`poly`), or to a tenth after each share of the training in
     `drops` (`steps`). `lr_scale` multiplies it for the parameters whose name begins with a key, the first
-    that fits. A step of the optimiser takes `batch_size` images, of all processes together, in `accumulate`
-    passes. `ema` is the decay of a moving average of the weights, which the run then keeps; 0 keeps none.
-    `precision` is fp32, bf16 or fp16 (automatic mixed precision), `device` auto, cpu or cuda. `workers`
-    processes decode images; those that fit into `cache_mb` are decoded once. A checkpoint is written after
-    each epoch, and within an epoch every `save_minutes`.
+    that fits; `freeze` names parts that do not learn, such as `stem,sampler`. A step of the optimiser takes
+    `batch_size` images, of all processes together, in `accumulate` passes. `ema` is the decay of a moving
+    average of the weights, which the run then keeps; 0 keeps none. `precision` is fp32, bf16 or fp16
+    (automatic mixed precision), `device` auto, cpu or cuda. `workers` processes decode images; those that
+    fit into `cache_mb` are decoded once. A checkpoint is written after each epoch, and within an epoch every
+    `save_minutes`.
     `clip_norm` bounds the norm of all gradients together; `inf` does not. `flip` is the chance of
     mirroring an image; `jitter` the largest change of contrast and brightness per channel, in units of the
     normalised image.
@@ -59,6 +60,7 @@ class TrainConfig:
     batch_size: int = 64
     lr: float = 1e-3
     lr_scale: Mapping[str, float] = field(default_factory=dict)
+    freeze: str = ""
     weight_decay: float = 0.05
     warmup_epochs: float = 2
     label_smoothing: float = 0.1

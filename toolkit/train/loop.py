@@ -39,6 +39,7 @@ from vitkit.train.schedule import make_optimizer, make_schedule
 from vitkit.train.seeds import seed_of
 from vitkit.train.shards import Shard, micro_batches
 from vitkit.train.task import Batch, Task
+from vitkit.train.transfer import freeze, initialise
 
 _NAMED_FILES = 8
 _TRIES = 10
@@ -56,12 +57,14 @@ def train(
     *,
     resume: bool = False,
     progress: bool = True,
+    init: Path | None = None,
     backbone: str | None = None,
 ) -> Path:
     """Train on a data folder and leave the best epoch as a run at `out`.
 
     Classifiers take the image folders `data/train` and `data/val`; panoptic models COCO's layout, and are
-    measured on the training images where there is no validation split. `backbone` fills a panoptic model's
+    measured on the training images where there is no validation split. `init` is a run, or a run's weights,
+    to start from (see `transfer.initialise`); `backbone` fills a panoptic model's
     backbone with ImageNet weights: a file in timm's or torchvision's names, or `timm` to download them.
     Under `accelerate launch` every process calls this alike.
 
@@ -89,10 +92,12 @@ def train(
         network = build(config.model, **options)
         if backbone is not None:
             _load_backbone(network, backbone)
+        fresh = [] if init is None else initialise(network, init)
         trainer = Trainer(config, task, network, accelerator, out, identity)
         if resume:
             trainer.restore()
         with Progress(config, task, trainer.steps, progress and accelerator.is_main_process) as shown:
+            shown.fresh(fresh)
             _run(trainer, shown)
     if accelerator.is_main_process:
         _finish(out, task.card, identity)
@@ -129,6 +134,7 @@ class Trainer:
         self.out, self.identity = out, identity
         self.shard = Shard(accelerator.process_index, accelerator.num_processes, _summed(accelerator))
         # Convolutions are a third faster so; the stub of `to` does not know the argument.
+        self.frozen = freeze(network, config.freeze)
         module = task.trainable(network).to(accelerator.device)
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if accelerator.num_processes > 1:
@@ -188,6 +194,8 @@ class Trainer:
         """The rest of an epoch; the row holds the mean of every scalar that the task's `losses` returns."""
         state, start = self.state, time.perf_counter()
         self.module.train()
+        for part in self.frozen:
+            part.eval()
         for passes in _grouped(self._batches(epoch, state.step), self.config.accumulate):
             lr = self._set_rate(epoch * self.steps + state.step)
             parts = self._step(epoch, passes)

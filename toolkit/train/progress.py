@@ -59,6 +59,12 @@ class Progress:
         )
         self.bar.console.print(line, soft_wrap=True, highlight=False)
 
+    def fresh(self, names: list[str]) -> None:
+        """These tensors start anew, for another number of classes."""
+        if names:
+            text = f"left fresh, for another number of classes: {', '.join(names)}"
+            self.bar.console.print(text, soft_wrap=True, highlight=False)
+
     def unreadable(self, files: dict[str, str]) -> None:
         """These training images were left out; the values say why."""
         if files:

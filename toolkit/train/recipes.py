@@ -219,6 +219,43 @@ def remax_t_ade20k() -> TrainConfig:
     )
 
 
+def psvit_ti_share_finetune() -> TrainConfig:
+    """PS-ViT-Ti/14 with shared weights on one's own classes, from `--init`; the values are ours."""
+    return TrainConfig(
+        model="ps_vit_ti_14_share",
+        epochs=30,
+        batch_size=128,
+        lr=1e-4,
+        weight_decay=0.03,
+        warmup_epochs=2,
+        crop_pct=0.875,
+        crop_min=0.3,
+        randaugment="rand-m7-mstd0.5-inc1",
+        ema=0.999,
+        workers=8,
+    )
+
+
+def remax_t_finetune() -> TrainConfig:
+    """ReMaX-T on one's own panoptic data, from `--init`; the values are ours."""
+    return TrainConfig(
+        model="remax_t",
+        epochs=50,
+        batch_size=16,
+        lr=1e-3,
+        lr_scale={"model.backbone": 0.1},
+        weight_decay=0.005,
+        warmup_epochs=2,
+        clip_norm=math.inf,
+        scale_min=0.5,
+        scale_max=1.5,
+        copy_paste=0.5,
+        samples=4096,
+        ema=0.999,
+        workers=8,
+    )
+
+
 _ALL = (
     psvit_ti_share_imagenet,
     psvit_b_share_imagenet,
@@ -226,6 +263,8 @@ _ALL = (
     remax_s_coco,
     remax_t_cityscapes,
     remax_t_ade20k,
+    psvit_ti_share_finetune,
+    remax_t_finetune,
     ps_vit_nano_demo,
     remax_nano_demo,
     kmax_nano_demo,
