@@ -73,8 +73,11 @@ def reference_forward(state, images, config):
 
     results, traces = [], []
     for image in images:
-        x = F.conv2d(image[None], state["stem.0.weight"], stride=2, padding=3)
-        x = F.max_pool2d(F.relu(batch_norm(x, "stem.1")), 3, stride=2, padding=1)
+        first = state["stem.0.weight"]
+        x = F.conv2d(image[None], first, stride=2 if config.stride == 4 else 1, padding=first.shape[-1] // 2)
+        x = F.relu(batch_norm(x, "stem.1"))
+        if config.stride > 1:
+            x = F.max_pool2d(x, 3, stride=2, padding=1)
         features = block(block(x, "stem.4"), "stem.5")[0]
         height, width = features.shape[1:]
         # Column-major, as the authors list their points: the logits must not depend on the order.
@@ -122,6 +125,8 @@ def bilinear(features, y, x):
         {"image_size": 50, "n": 5},
         {"image_size": 96, "n": 3, "iterations": 1, "num_classes": 3},
         {"n": 6, "iterations": 2, "encoder_layers": 0},
+        {"image_size": 32, "n": 8, "stride": 2},
+        {"image_size": 17, "n": 4, "stride": 1},
     ],
 )
 def test_forward_equals_the_equations(options):
@@ -134,7 +139,7 @@ def test_forward_equals_the_equations(options):
     assert torch.allclose(logits, expected, atol=2e-4, rtol=1e-4)
     n = model.config.n
     rows = torch.arange(n * n).reshape(n, n).T.flatten()
-    assert torch.allclose(points, 4 * trace[:, :, rows], atol=2e-3)
+    assert torch.allclose(points, model.config.stride * trace[:, :, rows], atol=2e-3)
     if model.config.iterations > 1:
         assert (points[:, -1] - points[:, 0]).abs().mean() > 0.5, (
             "the points must move for this to test sampling"

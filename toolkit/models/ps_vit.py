@@ -22,7 +22,8 @@ class PSViTConfig:
     """Architecture of one PS-ViT (thesis table 2); the defaults are PS-ViT-Ti/14.
 
     `qk_scale` is the softmax scale's base: `head_dim` (the authors' default) or `dim` (what their
-    factories set together with the released checkpoints).
+    factories set together with the released checkpoints). `stride` is the image pixels to a pixel of the
+    feature map: 4 as published; 2 and 1, with a 3x3 convolution first, are ours for small images.
     """
 
     num_classes: int = 1000
@@ -35,6 +36,7 @@ class PSViTConfig:
     mlp_ratio: int = 3
     stem_width: int = 64
     stem_mid: int = 192
+    stride: int = 4
     share: bool = False
     qk_scale: str = "head_dim"
     dropout: float = 0.0
@@ -51,6 +53,8 @@ class PSViTConfig:
         for name, value in {"dropout": self.dropout, "drop_path": self.drop_path}.items():
             if not 0 <= value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 0 and under 1")
+        if self.stride not in (1, 2, 4):
+            raise ValueError(f"stride is {self.stride}; it must be 1, 2 or 4")
         if self.qk_scale not in ("head_dim", "dim"):
             raise ValueError(f"qk_scale is {self.qk_scale!r}; it must be 'head_dim' or 'dim'")
         if self.dim % self.heads:
@@ -246,19 +250,19 @@ class PSViT(nn.Module):
     # which the next iteration samples. A rounding there reads the wrong pixels.
     float_scopes = ("sampler", "sampler.offset_layers.*", "sampler.pos_layer", "sampler.sample")
     output_names = ("logits", "points")
-    # A feature-map pixel p is centred on image pixel 4p: two strides of 2 with symmetric padding.
-    stride = 4
 
     def __init__(self, config: PSViTConfig) -> None:
         super().__init__()
         self.config = config
         depth = config.iterations + config.encoder_layers
         rates = [config.drop_path * i / max(depth - 1, 1) for i in range(depth)]
+        kernel, step = (7, 2) if config.stride == 4 else (3, 1)
+        pool = nn.Identity() if config.stride == 1 else nn.MaxPool2d(3, stride=2, padding=1)
         self.stem = nn.Sequential(
-            nn.Conv2d(3, config.stem_width, 7, stride=2, padding=3, bias=False),
+            nn.Conv2d(3, config.stem_width, kernel, stride=step, padding=kernel // 2, bias=False),
             nn.BatchNorm2d(config.stem_width),
             nn.ReLU(),
-            nn.MaxPool2d(3, stride=2, padding=1),
+            pool,
             Bottleneck(config.stem_width, config.stem_width, config.stem_mid),
             Bottleneck(config.stem_mid, config.stem_width, config.dim),
         )
@@ -298,4 +302,5 @@ class PSViT(nn.Module):
         for layer in self.encoder:
             tokens = layer(tokens, batch)
         logits = self.head(self.norm(tokens.reshape(batch, -1, dim)[:, 0]))
-        return logits, points * self.stride
+        # With symmetric padding, a feature-map pixel p is centred on image pixel stride * p.
+        return logits, points * self.config.stride

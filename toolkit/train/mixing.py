@@ -204,7 +204,7 @@ class AttentionWatch:
 
     def _points(self, seen: _Watch, weights: Tensor) -> Tensor:
         if seen.points is not None:
-            return seen.points.float() * PSViT.stride
+            return seen.points.float() * self.network.config.stride  # type: ignore[union-attr,operator]
         # The published code scales the box down to the patches by taking their first pixels.
         side = self.network.patch_embed.patch_size[0]  # type: ignore[union-attr,index]
         count = round(weights.shape[1] ** 0.5)

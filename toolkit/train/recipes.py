@@ -219,6 +219,58 @@ def remax_t_ade20k() -> TrainConfig:
     )
 
 
+def psvit_ti_share_cifar10() -> TrainConfig:
+    """PS-ViT-Ti with shared weights on CIFAR-10, from scratch: half an hour on a large GPU."""
+    return TrainConfig(
+        model="ps_vit_ti_14_share",
+        # Every pixel of 32x32 is a feature-map pixel: the published stem would leave 8x8 of them.
+        options={"image_size": 32, "stride": 1, "n": 8, "drop_path": 0.1},
+        epochs=100,
+        batch_size=256,
+        lr=1e-3,
+        weight_decay=0.05,
+        warmup_epochs=5,
+        crop_pct=1.0,
+        crop_min=0.4,
+        mixup=0.8,
+        cutmix=1.0,
+        switch_prob=0.8,
+        transmix=True,
+        randaugment="rand-m7-mstd0.5-inc1",
+        precision="bf16",
+        ema=0.9995,
+        workers=8,
+        sources={
+            "model": "thesis 3, table 8; the stem, the number of points and what is not named here are ours",
+            "options": "drop_path: the authors' code of PS-ViT",
+            "mixup": "TransMix' code",
+            "cutmix": "TransMix' code",
+            "switch_prob": "TransMix' code",
+            "transmix": "thesis 4, whose future work PS-ViT is",
+        },
+    )
+
+
+def psvit_nano_cifar10() -> TrainConfig:
+    """PS-ViT nano on CIFAR-10: twenty minutes on a CPU core, far from what longer training reaches."""
+    return TrainConfig(
+        model="ps_vit_nano",
+        options={"image_size": 32, "stride": 2, "n": 8},
+        epochs=8,
+        batch_size=64,
+        lr=2e-3,
+        lr_scale={"sampler.offset_layers": 0.1},
+        warmup_epochs=0.5,
+        crop_pct=1.0,
+        crop_min=0.6,
+        # Few epochs: half of the batches stay as they are.
+        mix_prob=0.5,
+        cutmix=1.0,
+        transmix=True,
+        ema=0.998,
+    )
+
+
 def psvit_ti_share_finetune() -> TrainConfig:
     """PS-ViT-Ti/14 with shared weights on one's own classes, from `--init`; the values are ours."""
     return TrainConfig(
@@ -263,6 +315,8 @@ _ALL = (
     remax_s_coco,
     remax_t_cityscapes,
     remax_t_ade20k,
+    psvit_ti_share_cifar10,
+    psvit_nano_cifar10,
     psvit_ti_share_finetune,
     remax_t_finetune,
     ps_vit_nano_demo,
