@@ -12,8 +12,8 @@ from pathlib import Path
 from vitkit.runtimes.card import CARD_FILE, read_card
 from vitkit.runtimes.errors import BadArtifact, BadRequest
 
-# The one file of a run that its card does not list, because it grows.
-LOG_FILE = "log.json"
+# What a trained run holds beside the files that its card lists.
+LOG_FILE, CURVES_FILE, EVENTS_FOLDER = "log.json", "curves.png", "events"
 
 
 def check_output_folder(out: Path, *, inputs: Iterable[Path] = ()) -> None:
@@ -56,7 +56,8 @@ def _is_ours(folder: Path) -> bool:
         card = read_card(folder)
     except BadArtifact:
         return False
-    return {path.name for path in folder.iterdir()} <= {*card.files, CARD_FILE, LOG_FILE}
+    ours = {*card.files, CARD_FILE, LOG_FILE, CURVES_FILE, EVENTS_FOLDER}
+    return {path.name for path in folder.iterdir()} <= ours
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,14 +64,15 @@ def find_images(folder: Path) -> list[Path]:
     return sorted(visible, key=lambda path: path.relative_to(folder).as_posix())
 
 
-def read_image(path: str | Path) -> Image:
-    """Decode an image file, upright, to (H, W, 3) uint8 RGB.
+def read_image(path: str | Path, content: bytes | None = None) -> Image:
+    """Decode an image file, upright, to (H, W, 3) uint8 RGB; `content` are its bytes where they are at hand.
 
     Raises BadInput where the file is missing, damaged, or holds more than 8 bits a channel.
     """
     pil = _pillow()
+    source = path if content is None else io.BytesIO(content)
     try:
-        with warnings.catch_warnings(), pil.Image.open(path) as image:
+        with warnings.catch_warnings(), pil.Image.open(source) as image:
             # From 90 megapixels on Pillow warns; it refuses what can only be an attack by itself.
             warnings.simplefilter("ignore")
             # Pillow calls 16-bit colour plain RGB; the decoder's raw mode tells.

@@ -24,6 +24,9 @@ VENDORS = {
     "onnxscript",
     "ai_edge_litert",
     "tensorrt",
+    "tensorboard",
+    "wandb",
+    "webdataset",
 }
 VENDOR_FILES = {
     "cv2": {"toolkit/video.py"},
@@ -33,6 +36,8 @@ VENDOR_FILES = {
     "onnx": {"calibration/onnx.py", "exporters/onnx.py", "exporters/half.py", "exporters/graph.py"},
     "onnx_ir": {"exporters/onnx.py", "exporters/half.py"},
     "onnxscript": {"exporters/onnx.py"},
+    "wandb": {"toolkit/train/track.py"},
+    "webdataset": {"toolkit/data/pack.py"},
 }
 
 

@@ -182,10 +182,9 @@ def test_the_watched_attention_is_the_networks_own_and_training_is_untouched():
     plain = network(images)
     watch = AttentionWatch(network)
     torch.manual_seed(0)
-    with watch.watching() as seen:
-        watched = network(images)
+    watched = network(images)
     assert torch.allclose(plain, watched)
-    attention = watch.attended(seen, 4)
+    attention = watch.attended(4)
     attn = network.encoder[-1].attn
     q, k, _ = attn.qkv(inputs[-1]).reshape(4, 50, 3, 2, 32).unbind(2)
     expected = torch.einsum("bhd,blhd->bhl", q[:, 0], k).mul(attn.scale).softmax(-1).mean(1)[:, 1:]
@@ -193,7 +192,20 @@ def test_the_watched_attention_is_the_networks_own_and_training_is_untouched():
     points = network.deploy(images)[1][:, -1]
     assert torch.allclose(attention.points, points, atol=1e-4)
     assert attention.points[0].std() > 0
-    assert not network.sampler._forward_hooks
+
+
+def test_a_compiled_network_is_watched_in_every_pass():
+    network = build("ps_vit_nano", iterations=2, encoder_layers=1).train()
+    torch.nn.init.normal_(network.sampler.offset_layers[0].weight, std=0.3)
+    watch = AttentionWatch(network)
+    passes = torch.randn(3, 2, 3, 64, 64, generator=rng())
+    plain = [(network(images), watch.attended(2))[1] for images in passes]
+    network.compile(backend="eager")
+    for images, expected in zip(passes, plain, strict=True):
+        network(images)
+        found = watch.attended(2)
+        assert torch.allclose(found.weights, expected.weights, atol=1e-6)
+        assert torch.allclose(found.points, expected.points, atol=1e-4)
 
 
 @pytest.mark.parametrize("heads", [1, 3])
@@ -207,9 +219,8 @@ def test_a_timm_vit_is_watched_too(heads):
     maps = []
     block.attn_drop.register_forward_hook(lambda module, given, out: maps.append(given[0]))
     watch = AttentionWatch(network)
-    with watch.watching() as seen:
-        network(torch.randn(2, 3, 32, 32, generator=rng()))
-    attention = watch.attended(seen, 2)
+    network(torch.randn(2, 3, 32, 32, generator=rng()))
+    attention = watch.attended(2)
     expected = maps[0].mean(1)[:, 0, 1:]
     assert torch.allclose(attention.weights, expected, atol=1e-6)
     box = torch.zeros(32, 32, dtype=torch.bool)

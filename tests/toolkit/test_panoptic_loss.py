@@ -408,6 +408,17 @@ def test_all_losses_together(truth, kind):
     )
 
 
+def test_a_matching_that_is_given_is_taken(truth):
+    final, other = prediction(0), prediction(9)
+    matching = match(other.masks, other.classes, truth)
+    losses = panoptic_losses(final, [], truth, EXACT, matching=matching)
+    assert losses["dice"].item() == pytest.approx(
+        3 * dice_loss(final.masks, matching, truth).item(), rel=1e-5
+    )
+    own = match(final.masks, final.classes, truth)
+    assert losses["dice"].item() != pytest.approx(3 * dice_loss(final.masks, own, truth).item(), rel=1e-2)
+
+
 def test_gradients_reach_every_prediction_and_semantic_heads_only_through_their_own_loss(truth):
     final, block = prediction(0), prediction(1, (4, 3))
     head = logits(4, K, (4, 3))

@@ -1,15 +1,18 @@
-"""Commands that make and check data sets: data shapes, data check, data convert."""
+"""Commands that make and check data sets: data shapes, data check, data convert, data shards, data index."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from vitkit.cli import app
 from vitkit.cli.make import JsonFlag
 from vitkit.cli.show import print_json, progress_bar, say
+
+if TYPE_CHECKING:
+    from vitkit.data.tars import ShardIndex
 
 data = typer.Typer(help="Make and check data sets.", no_args_is_help=True)
 app.add_typer(data, name="data")
@@ -104,3 +107,54 @@ def convert(
     with progress_bar("converting") as progress:
         CONVERTERS[layout](source, out, progress)
     say(f"{out}: COCO's panoptic layout; look it over with: vitkit data check {out}")
+
+
+@data.command()
+def shards(
+    source: Annotated[Path, typer.Argument(help="Folder with train/CLASS and val/CLASS.", metavar="SRC")],
+    out: Annotated[Path, typer.Argument(help="Folder to write.", metavar="OUT")],
+    per_shard: Annotated[int, typer.Option("--per-shard", help="Images of a tar file.")] = 1000,
+) -> None:
+    """Pack image folders into tar files (webdataset's layout) with an index, for disks or web servers.
+
+    Train with --data OUT, or with --data URL once they lie on a server.
+    """
+    from vitkit.data.pack import write_shards
+
+    with progress_bar("packing") as progress:
+        index = write_shards(source, out, per_shard, progress)
+    _say_shards(out, index)
+
+
+@data.command()
+def index(
+    folder: Annotated[
+        Path,
+        typer.Argument(help="Folder with train*.tar and val*.tar; images and their .cls.", metavar="DIR"),
+    ],
+    classes: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            "--classes", help="Text file with the name of class 0 on its first line, of class 1 on the next."
+        ),
+    ] = None,
+) -> None:
+    """Write the index of tar files that other tools made in webdataset's layout."""
+    from vitkit.data.pack import index_shards
+    from vitkit.runtimes.errors import BadInput
+
+    names: list[str] = []
+    if classes is not None:
+        try:
+            names = classes.read_text(encoding="utf-8").split("\n")
+        except (OSError, ValueError) as error:
+            raise BadInput(f"{classes} cannot be read as text: {error}") from None
+    _say_shards(folder, index_shards(folder, [name.strip() for name in names if name.strip()]))
+
+
+def _say_shards(folder: Path, index: ShardIndex) -> None:
+    counts = [
+        f"{sum(shard.samples for shard in shards)} {split} images in {len(shards)} tar files"
+        for split, shards in index.splits.items()
+    ]
+    say(f"{folder}: {', '.join(counts)}, {len(index.classes)} classes")

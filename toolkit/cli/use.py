@@ -17,8 +17,11 @@ from vitkit.cli.show import key_values, print_json, say
 def train(
     recipe: Annotated[str, typer.Argument(help="Recipe to train by (see: vitkit recipes).")],
     data: Annotated[
-        Path,
-        typer.Option("--data", help="train/CLASS/... and val/CLASS/..., or COCO's panoptic layout."),
+        str,
+        typer.Option(
+            "--data",
+            help="Folder with train/CLASS and val/CLASS, or COCO's panoptic layout; folder or URL of shards.",
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Run folder to write.")],
     epochs: Annotated[Optional[int], typer.Option(help="Epochs instead of the recipe's.")] = None,  # noqa: UP045

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from vitkit.runtimes.errors import BadInput
-from vitkit.runtimes.image import find_images
+from vitkit.runtimes.image import SUFFIXES, find_images
 
 Labelled = tuple[Path, str]
+# A message names this many of the classes that are wrong.
+_SHOWN = 8
 
 
 def labelled_images(folder: Path) -> list[Labelled]:
@@ -30,3 +34,55 @@ def labelled_images(folder: Path) -> list[Labelled]:
 def class_names(items: Iterable[Labelled]) -> tuple[str, ...]:
     """The classes that occur, sorted: the order in which a model's outputs are numbered."""
     return tuple(sorted({name for _, name in items}))
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The files of `DIR/train` and `DIR/val`, the classes of both, and those that `val` has no image of."""
+
+    train: list[Labelled]
+    val: list[Labelled]
+    classes: tuple[str, ...]
+    unmeasured: tuple[str, ...]
+
+
+def find_splits(data: Path) -> Splits:
+    """List the image folders `data/train` and `data/val`.
+
+    Raises BadInput where one is missing or malformed, `train` has a class without images or one class
+    alone, or `val` holds a class that `train` does not.
+    """
+    for split in ("train", "val"):
+        if not (data / split).is_dir():
+            raise BadInput(
+                f"the folder {data / split} is missing; a classifier learns from {data}/train/CLASS/ and is "
+                f"measured on {data}/val/CLASS/"
+            )
+    train, val = labelled_images(data / "train"), labelled_images(data / "val")
+    classes = class_names(train)
+    _check_full(data / "train", classes)
+    if unknown := sorted(set(class_names(val)) - set(classes)):
+        raise BadInput(f"{data / 'val'} holds classes that {data / 'train'} lacks: {', '.join(unknown)}")
+    if len(classes) == 1:
+        raise BadInput(
+            f"{data / 'train'} holds the class {classes[0]!r} alone, and a classifier tells at least two "
+            f"apart; each needs a folder {data / 'train'}/CLASS/"
+        )
+    return Splits(train, val, classes, tuple(sorted(set(classes) - set(class_names(val)))))
+
+
+def _check_full(folder: Path, classes: Sequence[str]) -> None:
+    names = {path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
+    if empty := sorted(names - set(classes)):
+        more = f" and {len(empty) - _SHOWN} more" if len(empty) > _SHOWN else ""
+        raise BadInput(
+            f"class folders in {folder} hold no image ({' '.join(sorted(SUFFIXES))}; links to "
+            f"folders are not followed): {', '.join(empty[:_SHOWN])}{more}. Put images there, or remove the "
+            f"folder: rmdir {folder / empty[0]}"
+        )
+
+
+def listing_sha256(folder: Path, paths: Sequence[Path]) -> str:
+    """Hex SHA-256 over the names and sizes of files below a folder; reading ImageNet would take minutes."""
+    lines = [f"{path.relative_to(folder).as_posix()}\n{path.stat().st_size}\n" for path in paths]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -44,6 +44,15 @@ class MobileNetV3(nn.Module):
         """The blocks of all stages: bottlenecks, then the 1x1 convolution."""
         return [block for stage in self.blocks for block in stage]
 
+    def layers(self) -> dict[str, nn.Module]:
+        """The parts that follow each other from input to output, by name."""
+        blocks = {
+            f"blocks.{i}.{name}": block
+            for i, stage in enumerate(self.blocks)
+            for name, block in stage.named_children()
+        }
+        return {"conv_stem": self.conv_stem, "bn1": self.bn1, **blocks}
+
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> maps at strides 4, 8, 16, 32."""
         x = self.bn1(self.conv_stem(images))
@@ -81,6 +90,16 @@ class ResNet(nn.Module):
         self.layer1, self.layer2 = network.layer1, network.layer2
         self.layer3, self.layer4 = network.layer3, network.layer4
         self.widths = (256, 512, 1024, 2048)
+
+    def layers(self) -> dict[str, nn.Module]:
+        """The parts that follow each other from input to output, by name."""
+        stages = [self.layer1, self.layer2, self.layer3, self.layer4]
+        blocks = {
+            f"layer{i}.{name}": block
+            for i, stage in enumerate(stages, 1)
+            for name, block in stage.named_children()
+        }
+        return {"conv1": self.conv1, "bn1": self.bn1, **blocks}
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> maps at strides 4, 8, 16, 32."""

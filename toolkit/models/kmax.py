@@ -196,6 +196,14 @@ class PixelDecoder(nn.Module):
                 width_in = widths[i + 1]
                 self.fuses.append(Fuse(4 * width, deepest_first[i + 1], width_in))
 
+    def layers(self) -> dict[str, nn.Module]:
+        """The parts that follow each other from input to output, by name."""
+        return {
+            f"stages.{i}.{name}": block
+            for i, stage in enumerate(self.stages)
+            for name, block in stage.named_children()
+        }
+
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """Backbone maps, finest first -> decoded maps, coarsest first."""
         levels = [norm(x) for norm, x in zip(self.norms, features[::-1], strict=True)]

@@ -288,6 +288,14 @@ class PSViT(nn.Module):
         """Normalised (B, 3, H, W) images -> logits (B, num_classes)."""
         return self.deploy(images)[0]
 
+    def layers(self) -> dict[str, nn.Module]:
+        """The parts that follow each other from input to output, by name."""
+        return {
+            "stem": self.stem,
+            "sampler": self.sampler,
+            **{f"encoder.{i}": layer for i, layer in enumerate(self.encoder)},
+        }
+
     def stages(self, images: Tensor) -> dict[str, Tensor]:
         """Nothing: the points, which decide in between, are an output."""
         return {}

@@ -125,6 +125,15 @@ class ReMaX(nn.Module):
         final = self(images).final
         return final.masks, final.classes
 
+    def layers(self) -> dict[str, nn.Module]:
+        """The parts that follow each other from input to output, by name."""
+        pixels = self.pixel_decoder.layers().items()
+        return {
+            **{f"backbone.{name}": part for name, part in self.backbone.layers().items()},
+            **{f"pixel_decoder.{name}": part for name, part in pixels},
+            **{f"decoder.blocks.{i}": block for i, block in enumerate(self.decoder.blocks)},
+        }
+
     def stages(self, images: Tensor) -> dict[str, Tensor]:
         """What decides in between: every block's best slot of each pixel, by the node that computes it."""
         return {f"decoder.blocks.{i}/ArgMax": block.slots for i, block in enumerate(self(images).blocks)}

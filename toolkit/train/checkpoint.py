@@ -7,8 +7,10 @@ epochs done, and the step within the epoch stand for the state of all random num
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,26 +23,33 @@ from torch.optim import Optimizer
 
 from vitkit.runtimes.card import CARD_FILE
 from vitkit.runtimes.errors import BadArtifact, BadRequest
-from vitkit.runtimes.files import check_writable
+from vitkit.runtimes.files import EVENTS_FOLDER, check_writable
 
 FOLDER = "checkpoint"
 LAST, BEST = "last.safetensors", "best.safetensors"
 
-# One epoch of the log: epoch (from 1), loss, lr, seconds, images_per_second, and what the task measures.
+# One epoch of the log: epoch (from 1), loss and its parts, lr, seconds, images_per_second, data_share (of the
+# seconds, 0..1, waited for batches), and what the task measures.
 Row = dict[str, float]
+
+
+def best_row(log: Sequence[Row], metric: str) -> Row:
+    """The row of the best epoch, the latest of equals: it was trained longest."""
+    return max(reversed(log), key=lambda row: row[metric])
 
 
 @dataclass
 class State:
     """How far an epoch has come.
 
-    Optimiser steps and images done, seconds they took, sums of the loss parts over the steps, and the state
-    of fp16's loss scale.
+    Optimiser steps and images done, seconds they took, those of them that were waited for batches, sums of
+    the loss parts over the steps, and the state of fp16's loss scale.
     """
 
     step: int = 0
     seen: int = 0
     seconds: float = 0.0
+    waited: float = 0.0
     sums: dict[str, float] = field(default_factory=dict)
     scaler: dict[str, Any] = field(default_factory=dict)
 
@@ -60,8 +69,8 @@ class Record:
 
     @property
     def best(self) -> Row:
-        """The row of the best epoch, the latest of equals: it was trained longest."""
-        return max(reversed(self.log), key=lambda row: row[self.metric])
+        """The row of the best epoch; see `best_row`."""
+        return best_row(self.log, self.metric)
 
 
 def has_checkpoint(out: Path) -> bool:
@@ -69,17 +78,33 @@ def has_checkpoint(out: Path) -> bool:
     return (out / FOLDER / LAST).is_file()
 
 
+def advice(out: Path) -> str:
+    """What to tell of a training that has to stop: is there a checkpoint, and how it goes on."""
+    if has_checkpoint(out):
+        return f"the last checkpoint in {out} is kept: go on with --resume"
+    return f"there is no checkpoint in {out} yet: train again without --resume"
+
+
+def start_from_best(out: Path) -> str:
+    """The option that starts another training from the best epoch's weights; nothing where there is none."""
+    best = out / FOLDER / BEST
+    return f" --init {best}" if best.is_file() else ""
+
+
 def check_out(out: Path, resume: bool) -> None:
     """Refuse a folder that a run cannot start in, or cannot be continued in; raises BadRequest."""
-    check_writable(out)
     if out.exists() and not out.is_dir():
         raise BadRequest(f"the output {out} is a file; name a folder")
+    check_writable(out)
+    check_writable(out / FOLDER)
     unfinished = has_checkpoint(out)
     if resume and not unfinished:
         state = "a finished run" if (out / CARD_FILE).is_file() else "no checkpoint"
         raise BadRequest(f"{out} holds {state}, nothing to resume; train into a new folder without --resume")
-    # A kill during the very first checkpoint leaves its folder and nothing to go on from.
-    if resume or not out.is_dir() or (not unfinished and {path.name for path in out.iterdir()} <= {FOLDER}):
+    if resume or not out.is_dir():
+        return
+    # A kill before or during the very first checkpoint leaves these and nothing to go on from.
+    if not unfinished and {path.name for path in out.iterdir()} <= {FOLDER, EVENTS_FOLDER}:
         return
     if unfinished:
         raise BadRequest(f"{out} holds an unfinished run; continue it with --resume, or name another folder")
@@ -100,7 +125,6 @@ def save(
     Raises BadRequest where a file cannot be written; the earlier one is then left.
     """
     folder = out / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
     # First the best: killed in between, the epoch is done again and the same file written over.
     if record.state.step == 0 and record.best is record.log[-1]:
         _write(folder / BEST, kept.state_dict(), record)
@@ -116,13 +140,21 @@ def _write(path: Path, tensors: Mapping[str, Tensor], record: Record) -> None:
     temporary = path.with_name(f".{path.name}")
     header = {"vitkit": json.dumps(asdict(record))}
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # What a kill during a write left, under safetensors' own name.
+        for torn in path.parent.glob(".tmp*"):
+            torn.unlink()
         save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary, header)
+        # Quotas and network disks may say only now that there is no room.
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise BadRequest(
-            f"the checkpoint {path} cannot be written: {error}; the one before it is kept. Make room, then "
-            "go on with --resume"
+            f"the checkpoint {path} cannot be written: {error}. Make room, or make the folder writable; "
+            f"{advice(path.parent.parent)}"
         ) from None
 
 
@@ -137,7 +169,9 @@ def read_log(out: Path) -> list[Row]:
 
 
 def remove(out: Path) -> None:
-    """Delete the checkpoints of a finished run."""
+    """Delete the checkpoints of a finished run; raises OSError."""
+    # First what makes it an unfinished one: without the best epoch nothing could be finished.
+    (out / FOLDER / LAST).unlink(missing_ok=True)
     shutil.rmtree(out / FOLDER)
 
 
@@ -149,7 +183,17 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Record]:
         state = State(**header["state"])
         return tensors, Record(header["identity"], header["log"], header["metric"], state)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise BadArtifact(f"the checkpoint {path} is damaged: {error}; train again in a new folder") from None
+        raise BadArtifact(f"the checkpoint {path} is damaged: {error}; {_salvage(path)}") from None
+
+
+def _salvage(path: Path) -> str:
+    """What can be done about a damaged checkpoint."""
+    best = path.with_name(BEST)
+    if path != best and best.is_file():
+        with suppress(BadArtifact):
+            epoch = _read(best)[1].log[-1]["epoch"]
+            return f"epoch {epoch:.0f} is whole: train on from it, in a new folder, with --init {best}"
+    return "train again in a new folder"
 
 
 def restore(
@@ -161,13 +205,46 @@ def restore(
 ) -> tuple[list[Row], State]:
     """Load `last` into the model, its average and the optimiser; returns the log and how far it has come.
 
-    Raises BadRequest where the checkpoint was made with other settings or data, BadArtifact where it is
-    damaged.
+    Raises BadRequest where the checkpoint was made with other settings or data, BadArtifact where it, or
+    the best epoch's, is damaged.
     """
-    tensors, record = _read(out / FOLDER / LAST)
-    if changed := [key for key in identity if identity[key] != record.identity.get(key)]:
-        was = ", ".join(f"{key}={record.identity.get(key)!r}" for key in changed)
-        raise BadRequest(f"{out} was trained with {was}; resume it with the same, or train into a new folder")
+    path = out / FOLDER / LAST
+    tensors, record = _read(path)
+    if changes := _changes(record.identity, identity):
+        raise BadRequest(
+            f"{out} was trained with {', '.join(changes)}; resume it with the same, or train into a new "
+            "folder"
+        )
+    if record.log:
+        # Now, not when all epochs are done and it is needed.
+        read_best(out)
+    try:
+        _fill(tensors, model, optimizer, average)
+    except (RuntimeError, LookupError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise BadArtifact(
+            f"the checkpoint {path} does not fit the model that its settings name: {reason}; go on with the "
+            "vitkit that wrote it, or train again in a new folder"
+        ) from None
+    return record.log, record.state
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any], above: str = "") -> list[str]:
+    """What differs between two trainings' settings, as `lr=0.1 (now 0.2)`."""
+    found: list[str] = []
+    for key in sorted(old.keys() | new.keys()):
+        was, now, name = old.get(key), new.get(key), above + key
+        if isinstance(was, Mapping) and isinstance(now, Mapping):
+            found += _changes(was, now, f"{name}.")
+        elif was != now:
+            # The data's hash would tell nobody anything.
+            found.append("other images or labels" if name == "data" else f"{name}={was!r} (now {now!r})")
+    return found
+
+
+def _fill(
+    tensors: Mapping[str, Tensor], model: nn.Module, optimizer: Optimizer, average: nn.Module | None
+) -> None:
     model.load_state_dict(_below("model.", tensors))
     if average is not None:
         average.load_state_dict(_below("average.", tensors))
@@ -177,10 +254,10 @@ def restore(
         index, name = key.split(".")
         like = parameters[int(index)]
         # In the parameter's own memory order, which fused optimisers take for granted.
-        value = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor
+        # A copy: what was read keeps the old checkpoint's room on the disk taken.
+        value = torch.empty_like(like if tensor.shape == like.shape else tensor).copy_(tensor)
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    return record.log, record.state
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

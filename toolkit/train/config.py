@@ -11,9 +11,11 @@ from vitkit.runtimes.errors import BadRequest
 
 CHOICES = {
     "precision": ("fp32", "bf16", "fp16"),
+    "distill": ("soft", "hard"),
     "schedule": ("cosine", "poly", "steps"),
     "interpolation": ("random", "bilinear", "bicubic"),
     "device": ("auto", "cpu", "cuda"),
+    "track": ("auto", "tensorboard", "wandb", "none"),
 }
 
 
@@ -22,18 +24,21 @@ class TrainConfig:
     """Everything that decides a training run, beside the data.
 
     `model` and `options` are what `vitkit.models.build` takes; the number of classes comes from the data.
-    `lr` is reached after a linear warm-up from `warmup_lr` over `warmup_epochs` and falls to `min_lr` by the
-    `schedule`: along a cosine, as (1 - t) ** 0.9 (`poly`), or to a tenth after each share of the training in
-    `drops` (`steps`). `lr_scale` multiplies it for the parameters whose name begins with a key, the first
-    that fits; `freeze` names parts that do not learn, such as `stem,sampler`. A step of the optimiser takes
-    `batch_size` images, of all processes together, in `accumulate` passes. `ema` is the decay of a moving
-    average of the weights, which the run then keeps; 0 keeps none. `precision` is fp32, bf16 or fp16
-    (automatic mixed precision), `device` auto, cpu or cuda. `workers` processes decode images; those that
-    fit into `cache_mb` are decoded once. A checkpoint is written after each epoch, and within an epoch every
-    `save_minutes`.
-    `clip_norm` bounds the norm of all gradients together; `inf` does not. `flip` is the chance of
-    mirroring an image; `jitter` the largest change of contrast and brightness per channel, in units of the
-    normalised image.
+    `lr` is reached after a linear warm-up from `warmup_lr` over `warmup_epochs` and falls to `min_lr` by
+    the `schedule`: along a cosine, as (1 - t) ** 0.9 (`poly`), or to a tenth after each share of the
+    training in `drops` (`steps`). `lr_scale` multiplies it for the parameters whose name begins with a key,
+    the first that fits, and `layer_decay` once for each layer between them and the output; `freeze` names
+    parts that do not learn, such as `stem,sampler`. A step of the optimiser takes `batch_size` images, of
+    all processes together, in `accumulate` passes. `ema` is the decay of a moving average of the weights,
+    which the run then keeps; 0 keeps none. `precision` is fp32, bf16 or fp16 (automatic mixed precision),
+    `device` auto, cpu or cuda. `recompute` computes each layer's activations again in the backward pass
+    rather than keep them; `compile` names a backend of `torch.compile`, such as inductor. `workers`
+    processes decode images; those that fit into `cache_mb` are decoded once, and of shards from a URL the
+    newest `shard_cache_gb` are kept. A checkpoint is written after each epoch, and within an epoch every
+    `save_minutes`. `track` says who draws curves while it runs: tensorboard, wandb (Weights & Biases),
+    none, or auto, which is TensorBoard where it is installed. `clip_norm` bounds the norm of all gradients
+    together; `inf` does not. `flip` is the chance of mirroring an image; `jitter` the largest change of
+    contrast and brightness per channel, in units of the normalised image.
 
     Classification alone: `crop_pct` goes into the run's card; 1 leaves images that already have the
     model's size as they are. Training images are crops of at least `crop_min` of the area, resized by an
@@ -43,6 +48,10 @@ class TrainConfig:
     `patch_max` are pasted), of the rest `switch_prob` by CutMix and the others by Mixup; `mixup` and
     `cutmix` are the alphas of their distributions, 0 for never. `transmix` weighs CutMix' labels by the
     class token's attention.
+
+    A `teacher`, which is a run's folder or timm:NAME (pretrained; timm:NAME=FILE with weights of one's own),
+    has `distill_weight` of the loss: `soft` takes its probabilities at a `temperature`, `hard` its best
+    class.
 
     Panoptic segmentation alone: an image is scaled to the model's size times a factor between `scale_min`
     and `scale_max`, and cropped; `copy_paste` is the chance that things of another image are pasted into
@@ -60,6 +69,7 @@ class TrainConfig:
     batch_size: int = 64
     lr: float = 1e-3
     lr_scale: Mapping[str, float] = field(default_factory=dict)
+    layer_decay: float = 1.0
     freeze: str = ""
     weight_decay: float = 0.05
     warmup_epochs: float = 2
@@ -75,6 +85,10 @@ class TrainConfig:
     patch_grid: int = 14
     patch_min: float = 0.1
     patch_max: float = 0.5
+    teacher: str = ""
+    distill: str = "soft"
+    distill_weight: float = 0.5
+    temperature: float = 1.0
     flip: float = 0.5
     crop_min: float = 0.08
     randaugment: str = ""
@@ -87,6 +101,8 @@ class TrainConfig:
     samples: int = 1024
     accumulate: int = 1
     precision: str = "fp32"
+    recompute: bool = False
+    compile: str = ""
     ema: float = 0.0
     schedule: str = "cosine"
     drops: tuple[float, ...] = (0.85, 0.95)
@@ -94,9 +110,11 @@ class TrainConfig:
     min_lr: float = 0.0
     workers: int = 0
     cache_mb: int = 1024
+    shard_cache_gb: float = 50.0
     save_minutes: float = 10.0
     seed: int = 0
     device: str = "auto"
+    track: str = "auto"
     sources: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -114,6 +132,9 @@ class TrainConfig:
             "cutmix": (0, 100),
             "switch_prob": (0, 1),
             "patch_mix": (0, 1),
+            "layer_decay": (0.01, 1),
+            "distill_weight": (0, 1),
+            "temperature": (0.01, 100),
             "patch_grid": (1, 1000),
             "patch_min": (0, 1),
             "patch_max": (self.patch_min, 1),
@@ -126,6 +147,7 @@ class TrainConfig:
             "min_lr": (0, 100),
             "workers": (0, 1000),
             "cache_mb": (0, math.inf),
+            "shard_cache_gb": (0, math.inf),
             "save_minutes": (0, math.inf),
             "jitter": (0, 10),
             "scale_min": (0.05, 20),

@@ -2,60 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from vitkit.data.folder import Labelled, class_names, labelled_images
 from vitkit.models import Labels, configure, run_card
 from vitkit.runtimes.card import ImageSpec, ModelCard
 from vitkit.runtimes.errors import BadInput, BadRequest
-from vitkit.runtimes.image import prepare, read_image
+from vitkit.runtimes.image import prepare
 from vitkit.torchvision_shim import timm
 from vitkit.train.config import TrainConfig
-from vitkit.train.memory import in_memory
+from vitkit.train.distill import Teacher, distillation_loss
 from vitkit.train.mixing import AttentionWatch, Mixed, mix, soft_targets, transmix_share
+from vitkit.train.photos import PhotoSplits, find_photos
+from vitkit.train.readable import check_readable
 from vitkit.train.seeds import seeded
 from vitkit.train.shards import Shard
-
-
-@dataclass(frozen=True)
-class Splits:
-    """The files of `DIR/train` and `DIR/val`, and the classes of both."""
-
-    train: list[Labelled]
-    val: list[Labelled]
-    classes: tuple[str, ...]
-
-
-def find_splits(data: Path) -> Splits:
-    """List the image folders `data/train` and `data/val`.
-
-    Raises BadInput where one is missing or malformed, or `val` holds a class that `train` does not.
-    """
-    train, val = labelled_images(data / "train"), labelled_images(data / "val")
-    classes = class_names(train)
-    if unknown := sorted(set(class_names(val)) - set(classes)):
-        raise BadInput(f"{data / 'val'} holds classes that {data / 'train'} lacks: {', '.join(unknown)}")
-    return Splits(train, val, classes)
-
-
-def fingerprint(data: Path, splits: Splits) -> str:
-    """Hex SHA-256 over the names and sizes of all images; reading all of ImageNet would take minutes."""
-    return listing_sha256(data, [path for path, _ in splits.train + splits.val])
-
-
-def listing_sha256(folder: Path, paths: Sequence[Path]) -> str:
-    """Hex SHA-256 over the names and sizes of files below a folder."""
-    lines = [f"{path.relative_to(folder).as_posix()}\n{path.stat().st_size}\n" for path in paths]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def normalise(pixels: Tensor, spec: ImageSpec) -> Tensor:
@@ -78,27 +48,24 @@ class ClassificationTask:
 
     metric, unit = "top1", "top-1"
 
-    def __init__(self, config: TrainConfig, data: Path) -> None:
-        splits = find_splits(data)
+    def __init__(self, config: TrainConfig, data: str | Path) -> None:
+        splits = find_photos(data, config)
         self.config, self.card = config, _card(config, splits)
-        self.fingerprint = fingerprint(data, splits)
-        numbers = {name: number for number, name in enumerate(self.card.labels)}
-        self.files: Sequence[Path] = [path for path, _ in splits.train]
-        self.targets = [numbers[name] for _, name in splits.train]
-        self.val = [(path, numbers[name]) for path, name in splits.val]
-        self.photos = in_memory(
-            self.files,
-            lambda path: Image.fromarray(read_image(path)),
-            config.cache_mb,
-            lambda photo: 3 * photo.width * photo.height,
-        )
+        self.fingerprint = splits.digest
+        self.photos, self.val = splits.train, splits.val
+        self.files, self.chunks = self.photos.files, self.photos.chunks
+        self.notes = list(splits.notes)
         self.change = transform(config, self.card.image)
 
     def sample(self, index: int, seed: int) -> tuple[Tensor, int]:
         """A training image, normalised and augmented (3, H, W), and its class number."""
-        photo = self.photos[index]
+        photo, target = self.photos[index]
         with seeded(seed):
-            return self.change(photo), self.targets[index]
+            return self.change(Image.fromarray(photo)), target
+
+    def expect(self, order: Sequence[int]) -> None:
+        """The training images of the epoch to come."""
+        self.photos.expect(order)
 
     def collate(self, samples: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, ...]:
         """Samples -> images (B, 3, H, W) and class numbers (B,)."""
@@ -108,35 +75,61 @@ class ClassificationTask:
     def trainable(self, network: nn.Module) -> nn.Module:
         """The network itself."""
         self.watch = AttentionWatch(network) if self.config.transmix else None
+        self.teacher = Teacher(self.config.teacher, self.card) if self.config.teacher else None
         return network
 
     def losses(self, module: nn.Module, data: tuple[Tensor, ...], generator: Generator) -> dict[str, Tensor]:
-        """Cross-entropy of mixed images."""
+        """Cross-entropy of mixed images, and the distance to a teacher where there is one."""
         images, targets = data
         mixed = mix(images, self.config, generator)
         logits, share = self._answer(module, mixed)
         wanted = soft_targets(targets, len(self.card.labels), share, self.config.label_smoothing)
-        return {"total": F.cross_entropy(logits, wanted)}
+        label = F.cross_entropy(logits, wanted)
+        if self.teacher is None:
+            return {"total": label}
+        told, weight = self.teacher.logits(mixed.images), self.config.distill_weight
+        teacher = distillation_loss(logits, told, self.config.distill, self.config.temperature)
+        return {"total": (1 - weight) * label + weight * teacher, "label": label, "teacher": teacher}
 
     def _answer(self, module: nn.Module, mixed: Mixed) -> tuple[Tensor, Tensor]:
         """Logits, and the share of the partners' labels."""
+        logits: Tensor = module(mixed.images)
         if self.watch is None or mixed.box is None:
-            return module(mixed.images), mixed.share
-        with self.watch.watching() as seen:
-            logits: Tensor = module(mixed.images)
-        return logits, transmix_share(mixed, self.watch.attended(seen, len(logits)))
+            return logits, mixed.share
+        return logits, transmix_share(mixed, self.watch.attended(len(logits)))
 
     @torch.no_grad()
     def measure(self, network: nn.Module, shard: Shard, batch_size: int = 128) -> dict[str, float]:
-        """Top-1 accuracy in per cent on the validation images, prepared as the card says."""
-        device, part = next(network.parameters()).device, shard.of(self.val)
-        right = torch.zeros((), dtype=torch.float64, device=device)
+        """Top-1 accuracy in per cent on the validation images, prepared as the card says.
+
+        Those that cannot be read are left out and told in `notes`; raises BadInput for over one in a hundred.
+        """
+        device, part = next(network.parameters()).device, shard.of(range(len(self.val)))
+        counts = torch.zeros(2, dtype=torch.float64, device=device)
+        lost: list[str] = []
         for start in range(0, len(part), batch_size):
-            items = part[start : start + batch_size]
-            images = np.stack([prepare(read_image(path), self.card.image) for path, _ in items])
-            best = network(torch.from_numpy(images).to(device)).argmax(1)
-            right += (best == torch.tensor([number for _, number in items], device=device)).sum()
-        return {"top1": 100 * shard.add(right).item() / len(self.val)}
+            images, targets = self._prepared(part[start : start + batch_size], lost)
+            if images:
+                best = network(torch.from_numpy(np.stack(images)).to(device)).argmax(1)
+                counts[0] += (best == torch.tensor(targets, device=device)).sum()
+        counts[1] = len(part) - len(lost)
+        right, read = shard.add(counts).tolist()
+        check_readable(len(self.val) - round(read), len(self.val), "validation images", lost)
+        told = [f"validation image left out: {reason}" for reason in lost]
+        self.notes += [note for note in told if note not in self.notes]
+        return {"top1": 100 * right / read}
+
+    def _prepared(self, numbers: Sequence[int], lost: list[str]) -> tuple[list[NDArray[Any]], list[int]]:
+        """Validation images as inputs, and their class numbers; why others cannot be read goes to `lost`."""
+        images, targets = [], []
+        for number in numbers:
+            try:
+                photo, target = self.val[number]
+                images.append(prepare(photo, self.card.image))
+                targets.append(target)
+            except BadInput as error:
+                lost.append(str(error))
+        return images, targets
 
 
 def transform(config: TrainConfig, spec: ImageSpec) -> Callable[[Image.Image], Tensor]:
@@ -157,7 +150,7 @@ def transform(config: TrainConfig, spec: ImageSpec) -> Callable[[Image.Image], T
     return made
 
 
-def _card(config: TrainConfig, splits: Splits) -> ModelCard:
+def _card(config: TrainConfig, splits: PhotoSplits) -> ModelCard:
     classes = len(splits.classes)
     model = configure(config.model, {"num_classes": classes, **config.options})
     if model.num_classes != classes:

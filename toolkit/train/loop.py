@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -18,41 +18,46 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType, gather_object
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from vitkit.models import Model, build, model_info
 from vitkit.models.remax import ReMaX
 from vitkit.runs import CONFIG_FILE, WEIGHTS_FILE, write_run_files
-from vitkit.runtimes.card import CARD_FILE, ModelCard
-from vitkit.runtimes.errors import BadInput, BadRequest, DeviceError
-from vitkit.runtimes.files import LOG_FILE
+from vitkit.runtimes.card import CARD_FILE
+from vitkit.runtimes.errors import BadInput, BadRequest, DeviceError, VitkitError
+from vitkit.runtimes.files import CURVES_FILE, LOG_FILE, write_text
 from vitkit.torchvision_shim import timm
 from vitkit.train import checkpoint
 from vitkit.train.checkpoint import Record, Row, State
 from vitkit.train.config import TrainConfig
+from vitkit.train.curves import draw_curves
 from vitkit.train.images import ClassificationTask
 from vitkit.train.norms import synchronise
 from vitkit.train.panoptic import PanopticTask
 from vitkit.train.progress import Progress
+from vitkit.train.readable import check_readable
+from vitkit.train.recompute import recompute
+from vitkit.train.samples import Samples
 from vitkit.train.schedule import make_optimizer, make_schedule
 from vitkit.train.seeds import seed_of
 from vitkit.train.shards import Shard, micro_batches
 from vitkit.train.task import Batch, Task
+from vitkit.train.track import Tracker, chosen
 from vitkit.train.transfer import freeze, initialise
 
 _NAMED_FILES = 8
-_TRIES = 10
-# The share of the training images that may be unreadable.
-_UNREADABLE = 0.01
 # What a resumed training may do otherwise than before.
-_FREE = ("device", "workers", "cache_mb", "save_minutes", "sources")
+_FREE = ("device", "workers", "cache_mb", "save_minutes", "track", "sources")
+# Every process holds all weights.
+_KINDS = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 NOT_FINITE_FILE = "not_finite.json"
 
 
 def train(
     config: TrainConfig,
-    data: Path,
+    data: str | Path,
     out: Path,
     *,
     resume: bool = False,
@@ -62,7 +67,8 @@ def train(
 ) -> Path:
     """Train on a data folder and leave the best epoch as a run at `out`.
 
-    Classifiers take the image folders `data/train` and `data/val`; panoptic models COCO's layout, and are
+    Classifiers take the image folders `data/train` and `data/val`, or an index of shards, which may be a
+    URL (`vitkit.data.tars`); panoptic models COCO's layout, and are
     measured on the training images where there is no validation split. `init` is a run, or a run's weights,
     to start from (see `transfer.initialise`); `backbone` fills a panoptic model's
     backbone with ImageNet weights: a file in timm's or torchvision's names, or `timm` to download them.
@@ -71,14 +77,17 @@ def train(
     Every `save_minutes`, and after each epoch, `out` holds a checkpoint, from which `resume` continues; on
     a CPU with the same number of threads the continued run equals the uninterrupted one bit for bit.
     `progress` prints a line for each epoch, and shows a bar where the output is a terminal. Returns `out`,
-    which then holds the weights, settings and card of a run, and `log.json` with a row for each epoch.
+    which then holds the weights, settings and card of a run, `log.json` with a row for each epoch,
+    `curves.png` of the log, and `events/` for TensorBoard.
 
     Raises BadRequest where `out` holds something already, where there is nothing to resume or it was
     made with other settings, and for a model, option or device that does not exist; BadInput where the
     data has not the right form or, naming files, where the loss or its gradient is no finite number;
-    DeviceError where another process of the training is gone.
+    DeviceError where another process of the training, or one that decodes, is gone; MissingBackend where
+    the `track` asked for is not installed.
     """
     checkpoint.check_out(out, resume)
+    track = chosen(config.track)
     panoptic = model_info(config.model).task == "panoptic"
     if backbone is not None and not panoptic:
         raise BadRequest(f"{config.model} has no backbone that --backbone-weights could fill")
@@ -96,11 +105,14 @@ def train(
         trainer = Trainer(config, task, network, accelerator, out, identity)
         if resume:
             trainer.restore()
-        with Progress(config, task, trainer.steps, progress and accelerator.is_main_process) as shown:
+        main = accelerator.is_main_process
+        tracker = Tracker(track if main else "none", out, config)
+        with Progress(config, task, trainer.steps, progress and main, tracker) as shown:
             shown.fresh(fresh)
+            shown.notes(task.notes)
             _run(trainer, shown)
     if accelerator.is_main_process:
-        _finish(out, task.card, identity)
+        _finish(out, task, identity)
     accelerator.wait_for_everyone()
     return out
 
@@ -108,14 +120,19 @@ def train(
 def _run(trainer: Trainer, shown: Progress) -> None:
     try:
         trainer.run(shown)
+    except DeviceError as error:
+        raise DeviceError(f"{error}; {checkpoint.advice(trainer.out)}") from None
     except RuntimeError as error:
         reason = str(error).splitlines()[0] if str(error) else ""
+        lost = f"({reason[:200]}); {checkpoint.advice(trainer.out)}"
+        if "DataLoader worker (pid" in reason:
+            raise DeviceError(
+                f"a process that decodes images is gone {lost}. If memory ran out, take fewer of them: "
+                "--set workers=N"
+            ) from None
         if trainer.shard.count == 1 or not re.search("gloo|nccl|peer", reason, re.IGNORECASE):
             raise
-        raise DeviceError(
-            f"another process of this training is gone ({reason[:200]}); the last checkpoint in "
-            f"{trainer.out} is kept: start all of them again with --resume"
-        ) from None
+        raise DeviceError(f"another process of this training is gone {lost}, in all processes") from None
 
 
 class Trainer:
@@ -141,20 +158,25 @@ class Trainer:
             synchronise(module, accelerator.device)
         self.plain = module
         self.ema = timm.utils.ModelEmaV3(network, config.ema, use_warmup=True) if config.ema else None
-        self.optimizer = make_optimizer(module, config)
+        self.optimizer = make_optimizer(module, config, list(network.layers()))
         self.passes = len(self._plan(0))
         self.steps = self.passes // config.accumulate
         self.schedule = make_schedule(self.optimizer, config, self.steps)
+        # Behind the copy that averages: neither belongs into it.
+        if config.recompute:
+            recompute(network.layers().values())
+        if config.compile:
+            _compile(module, config)
         self.module, self.prepared = accelerator.prepare(module, self.optimizer)
         self.log: list[Row] = []
         self.state = State()
         self.saved = time.monotonic()
-        self.unreadable: dict[str, str] = {}
+        self.unreadable: set[str] = set()
 
     def _plan(self, epoch: int) -> list[list[int]]:
         seed = seed_of(self.config.seed, epoch)
         return micro_batches(
-            len(self.task.files), self.config.batch_size, self.config.accumulate, self.shard, seed
+            self.task.chunks, self.config.batch_size, self.config.accumulate, self.shard, seed
         )
 
     def restore(self) -> None:
@@ -170,12 +192,20 @@ class Trainer:
         shown.start(len(self.log) * self.steps + self.state.step)
         for epoch in range(len(self.log), self.config.epochs):
             row = self._epoch(epoch, shown)
-            measured = self.task.measure(self._measured().eval(), self.shard)
-            self.log.append({**row, **measured})
+            try:
+                row |= self.task.measure(self._measured().eval(), self.shard)
+                # Before the checkpoint: what comes after it is not repeated by a resumed training.
+                shown.measured(row)
+            except Exception:
+                # What the epoch learned is kept; a resumed training begins with the measure.
+                self._save()
+                raise
+            self.log.append(row)
             self.state = State(scaler=self.state.scaler)
             self._save()
-            shown.epoch(self.log[-1])
-        shown.unreadable(self.unreadable)
+            shown.epoch(row)
+            shown.unreadable(self.unreadable)
+            shown.notes(self.task.notes)
 
     def _measured(self) -> nn.Module:
         """The network that a run keeps: the average of its weights where there is one."""
@@ -196,15 +226,15 @@ class Trainer:
         self.module.train()
         for part in self.frozen:
             part.eval()
-        for passes in _grouped(self._batches(epoch, state.step), self.config.accumulate):
-            lr = self._set_rate(epoch * self.steps + state.step)
+        for passes in _grouped(self._batches(epoch, state.step), self.config.accumulate, state):
+            lr = self._set_rate(self._global_step(epoch))
             parts = self._step(epoch, passes)
             state.step += 1
             state.seen += sum(len(batch.files) for batch in passes) * self.shard.count
             for name, value in parts.items():
                 state.sums[name] = state.sums.get(name, 0.0) + value
             state.seconds, start = state.seconds + time.perf_counter() - start, time.perf_counter()
-            shown.step(epoch, state, lr)
+            shown.step(epoch, state, parts, lr)
             if time.monotonic() - self.saved >= 60 * self.config.save_minutes and state.step < self.steps:
                 self._save()
         means = {name: value / self.steps for name, value in state.sums.items()}
@@ -212,9 +242,11 @@ class Trainer:
             "epoch": epoch + 1,
             "loss": means.pop("total"),
             **means,
-            "lr": lr,
+            # Of the last step, which may have been taken before this training was resumed.
+            "lr": self._set_rate(self._global_step(epoch) - 1),
             "seconds": state.seconds,
             "images_per_second": state.seen / state.seconds,
+            "data_share": state.waited / state.seconds,
         }
 
     def _set_rate(self, step: int) -> float:
@@ -223,7 +255,8 @@ class Trainer:
 
     def _batches(self, epoch: int, done: int) -> Iterator[Batch]:
         plan = self._plan(epoch)[done * self.config.accumulate :]
-        samples = _Samples(self.task)
+        self.task.expect([i for part in plan for i in part])
+        samples = Samples(self.task)
         loader: DataLoader[Any] = DataLoader(
             samples,
             batch_sampler=[[(i, seed_of(self.config.seed, epoch, i)) for i in part] for part in plan],
@@ -232,10 +265,13 @@ class Trainer:
             pin_memory=self.accelerator.device.type == "cuda",
         )
         for used, unreadable, data in loader:
+            if isinstance(data, VitkitError):
+                raise data
             self.unreadable |= unreadable
-            check_readable(self.unreadable, len(self.task.files))
+            check_readable(len(self.unreadable), len(self.task.files), "training images", self.unreadable)
             yield Batch(
-                [self.task.files[i] for i in used], tuple(t.to(self.accelerator.device) for t in data)
+                [self.task.files[i] for i in used],
+                tuple(t.to(self.accelerator.device, non_blocking=True) for t in data),
             )
 
     def _step(self, epoch: int, passes: Sequence[Batch]) -> dict[str, float]:
@@ -279,53 +315,37 @@ class Trainer:
             wrong = wrong | ~torch.isfinite(norm)
         if not self.shard.add(wrong.float()).item():
             return
-        files = [str(path) for batch in passes for path in batch.files]
-        if wrong:
-            folder = self.out / checkpoint.FOLDER
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / NOT_FINITE_FILE).write_text(json.dumps(files, indent=1) + "\n", encoding="utf-8")
-        raise BadInput(_not_finite(epoch, files))
-
-
-class _Samples(Dataset[Any]):
-    """A task's training images under (number, seed); for one that cannot be read, the next one that can."""
-
-    def __init__(self, task: Task) -> None:
-        self.task = task
-
-    def __getitem__(self, place: tuple[int, int]) -> tuple[int, dict[str, str], Any]:
-        first, seed = place
-        unreadable: dict[str, str] = {}
-        for step in range(_TRIES):
-            index = (first + step) % len(self.task.files)
+        # The gradient is no number in any process, whichever one's images are to blame.
+        blamed = not torch.isfinite(sums["total"]).item()
+        parts = gather_object([(blamed, [str(path) for batch in passes for path in batch.files])])
+        files = [path for part in ([p for p in parts if p[0]] or parts) for path in part[1]]
+        problem = _not_finite(epoch, files, self.out)
+        if self.accelerator.is_main_process:
             try:
-                return index, unreadable, self.task.sample(index, seed)
-            except BadInput as error:
-                unreadable[str(self.task.files[index])] = str(error)
-        raise BadInput(f"{_TRIES} training images in a row cannot be read: {next(iter(unreadable.values()))}")
-
-    def collate(self, samples: Sequence[tuple[int, dict[str, str], Any]]) -> tuple[Any, ...]:
-        """(numbers, unreadable files with their errors, the task's batch)."""
-        numbers, unreadable, found = zip(*samples, strict=True)
-        return numbers, {k: v for part in unreadable for k, v in part.items()}, self.task.collate(found)
+                write_text(self.out / checkpoint.FOLDER / NOT_FINITE_FILE, json.dumps(files, indent=1) + "\n")
+            except BadRequest as error:
+                problem += f". The list of them is lost: {error}"
+        raise BadInput(problem)
 
 
-def check_readable(unreadable: dict[str, str], images: int) -> None:
-    """Raise BadInput where more than one image in a hundred cannot be read."""
-    if len(unreadable) > _UNREADABLE * images:
-        raise BadInput(
-            f"{len(unreadable)} of {images} training images cannot be read, over {_UNREADABLE:.0%}: "
-            + "; ".join(list(unreadable.values())[:_NAMED_FILES])
+def _compile(module: nn.Module, config: TrainConfig) -> None:
+    backends = torch.compiler.list_backends(exclude_tags=())  # type: ignore[no-untyped-call]
+    if config.compile not in backends:
+        raise BadRequest(
+            f"compile is {config.compile!r}; torch has {', '.join(backends)}, and nothing is compiled without"
         )
+    module.compile(backend=config.compile)
 
 
-def _grouped(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
-    group = []
+def _grouped(batches: Iterator[Batch], size: int, state: State) -> Iterator[list[Batch]]:
+    """Groups of batches; the seconds until each is there are added to `state.waited`."""
+    group, start = [], time.perf_counter()
     for batch in batches:
         group.append(batch)
         if len(group) == size:
+            state.waited += time.perf_counter() - start
             yield group
-            group = []
+            group, start = [], time.perf_counter()
 
 
 def _summed(accelerator: Accelerator) -> Any:
@@ -366,33 +386,51 @@ def _accelerator(config: TrainConfig) -> Accelerator:
     if not torch.distributed.is_initialized():
         # Accelerate keeps the first settings of a process, which may train more than once.
         AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(
+    accelerator = Accelerator(
         cpu=config.device == "cpu",
         mixed_precision={"fp32": "no"}.get(config.precision, config.precision),
         gradient_accumulation_steps=config.accumulate,
         step_scheduler_with_optimizer=False,
     )
+    if accelerator.distributed_type not in _KINDS:
+        raise BadRequest(
+            f"{accelerator.distributed_type.value} divides the weights, of which checkpoints here want all; "
+            "these models fit a GPU whole: start the training with accelerate launch --multi_gpu"
+        )
+    return accelerator
 
 
-def _not_finite(epoch: int, files: Sequence[str]) -> str:
+def _not_finite(epoch: int, files: Sequence[str], out: Path) -> str:
     more = f" and {len(files) - _NAMED_FILES} more" if len(files) > _NAMED_FILES else ""
     return (
         f"the loss or its gradient is no finite number in epoch {epoch + 1}, on "
-        f"{', '.join(files[:_NAMED_FILES])}{more} (all in {checkpoint.FOLDER}/{NOT_FINITE_FILE}); the last "
-        "checkpoint is kept. Look at these images, or train into a new folder with a lower learning rate: "
-        "--set lr=..."
+        f"{', '.join(files[:_NAMED_FILES])}{more} (all in {out / checkpoint.FOLDER / NOT_FINITE_FILE}). "
+        "No step was taken along it. Look at these images, or train into a new folder with a lower learning "
+        f"rate: --set lr=...{checkpoint.start_from_best(out)}"
     )
 
 
-def _finish(out: Path, card: ModelCard, identity: dict[str, Any]) -> None:
+def _finish(out: Path, task: Task, identity: dict[str, Any]) -> None:
     state, record = checkpoint.read_best(out)
     log = checkpoint.read_log(out)
     best = {"best_epoch": record.log[-1]["epoch"], record.metric: record.log[-1][record.metric]}
-    card = replace(card, provenance={**card.provenance, **best, "data": identity["data"]})
-    with tempfile.TemporaryDirectory(prefix=".run.", dir=out) as work:
-        write_run_files(Path(work), state, card, identity)
-        (Path(work) / LOG_FILE).write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
+    card = replace(task.card, provenance={**task.card.provenance, **best, "data": identity["data"]})
+    work = out / ".run"
+    try:
+        # What a kill or a full disk left.
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+        write_run_files(work, state, card, identity)
+        (work / LOG_FILE).write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
+        draw_curves(work / CURVES_FILE, log, task.metric, task.unit, card.name)
         # The card last: from then on, and not before, the folder is a run.
-        for name in (WEIGHTS_FILE, CONFIG_FILE, LOG_FILE, CARD_FILE):
-            (Path(work) / name).replace(out / name)
-    checkpoint.remove(out)
+        for name in (WEIGHTS_FILE, CONFIG_FILE, LOG_FILE, CURVES_FILE, CARD_FILE):
+            (work / name).replace(out / name)
+        work.rmdir()
+        checkpoint.remove(out)
+    except OSError as error:
+        shutil.rmtree(work, ignore_errors=True)
+        raise BadRequest(
+            f"all epochs are done, but the run in {out} cannot be written: {error}. Make room, or make the "
+            f"folder writable; {checkpoint.advice(out)}"
+        ) from None

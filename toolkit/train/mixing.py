@@ -7,9 +7,6 @@ where they have moved to. Patch Mixing pastes random patches of a grid.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -140,16 +137,8 @@ def transmix_share(mixed: Mixed, attention: TokenAttention) -> Tensor:
     return (mixed.share + attended_share(attention, mixed.box)) / 2
 
 
-@dataclass
-class _Watch:
-    """What hooks have caught in the last forward pass; None before."""
-
-    qkv: Tensor | None = None
-    points: Tensor | None = None
-
-
 class AttentionWatch:
-    """Catches the last block's class attention of a PS-ViT, or of a timm ViT, while it is running.
+    """Catches the class attention of a PS-ViT's last block, or of a timm ViT's, whenever it runs.
 
     Nothing is computed twice but one row of the attention; the network and its gradients stay as they are.
     Raises BadRequest for a network without a class token that attends to all tokens.
@@ -162,36 +151,29 @@ class AttentionWatch:
                 f"TransMix needs a class token; {type(network).__name__} shows no blocks with one"
             )
         self.network = network
-        self.attention: Any = blocks[-1].attn
+        last: Any = blocks[-1]
+        self.attention: Any = last.attn
         if not isinstance(network, PSViT) and getattr(network, "num_prefix_tokens", 0) != 1:
             raise BadRequest(f"TransMix needs one class token; {type(network).__name__} has another number")
+        self.qkv: Tensor | None = None
+        self.points: Tensor | None = None
+        # For good: a compiled network does not see hooks that come and go.
+        self.attention.qkv.register_forward_hook(self._keep_qkv)
+        if isinstance(network, PSViT):
+            network.sampler.register_forward_hook(self._keep_points)
 
-    @contextmanager
-    def watching(self) -> Iterator[_Watch]:
-        """While inside, forward passes leave what `attended` needs."""
-        seen = _Watch()
+    def _keep_qkv(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        self.qkv = output.detach()
 
-        def keep_qkv(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            seen.qkv = output.detach()
-
-        def keep_points(module: nn.Module, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
-            seen.points = output[1].detach()[:, -1]
-
-        handles = [self.attention.qkv.register_forward_hook(keep_qkv)]
-        if isinstance(self.network, PSViT):
-            handles.append(self.network.sampler.register_forward_hook(keep_points))
-        try:
-            yield seen
-        finally:
-            for handle in handles:
-                handle.remove()
+    def _keep_points(self, module: nn.Module, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
+        self.points = output[1].detach()[:, -1]
 
     @torch.no_grad()
-    def attended(self, seen: _Watch, batch: int) -> TokenAttention:
-        """The class token's attention in that pass: softmax of the last block, mean over heads."""
-        assert seen.qkv is not None
+    def attended(self, batch: int) -> TokenAttention:
+        """The class token's attention in the last pass: softmax of the last block, mean over heads."""
+        assert self.qkv is not None, "the network has not run"
         heads = self.attention.heads if isinstance(self.network, PSViT) else self.attention.num_heads
-        query, key, _ = seen.qkv.float().reshape(batch, -1, seen.qkv.shape[-1]).chunk(3, dim=-1)
+        query, key, _ = self.qkv.float().reshape(batch, -1, self.qkv.shape[-1]).chunk(3, dim=-1)
         query, key = (part.reshape(*part.shape[:2], heads, -1).transpose(1, 2) for part in (query, key))
         # Some ViTs normalise them per head.
         query, key = (
@@ -200,11 +182,11 @@ class AttentionWatch:
         )
         logits = query[:, :, :1] @ key.transpose(2, 3) * self.attention.scale
         weights = logits.softmax(-1).mean(1)[:, 0, 1:]
-        return TokenAttention(weights, self._points(seen, weights))
+        return TokenAttention(weights, self._points(weights))
 
-    def _points(self, seen: _Watch, weights: Tensor) -> Tensor:
-        if seen.points is not None:
-            return seen.points.float() * self.network.config.stride  # type: ignore[union-attr,operator]
+    def _points(self, weights: Tensor) -> Tensor:
+        if self.points is not None:
+            return self.points.float() * self.network.config.stride  # type: ignore[union-attr,operator]
         # The published code scales the box down to the patches by taking their first pixels.
         side = self.network.patch_embed.patch_size[0]  # type: ignore[union-attr,index]
         count = round(weights.shape[1] ** 0.5)

@@ -13,23 +13,27 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Generator, Tensor, nn
 
+from vitkit.data.folder import listing_sha256
 from vitkit.data.panoptic import PanopticImage, PanopticSet, find_splits, read_ids, read_split
+from vitkit.data.tars import has_index
 from vitkit.models import Labels, configure, run_card
 from vitkit.models.remax import STRIDES, Relaxed, RelaxedTraining, ReMaXConfig
 from vitkit.runtimes.card import ModelCard
 from vitkit.runtimes.errors import BadInput, BadRequest
 from vitkit.runtimes.image import read_image
 from vitkit.train.config import TrainConfig
-from vitkit.train.images import listing_sha256, normalise, recolour, trained
+from vitkit.train.images import normalise, recolour, trained
 from vitkit.train.memory import in_memory
 from vitkit.train.panoptic_loss import (
     LossConfig,
+    Matching,
     Targets,
     false_positive_ratio,
     match,
     panoptic_losses,
     remask,
 )
+from vitkit.train.readable import check_readable, unreadable
 from vitkit.train.shards import Shard
 
 
@@ -52,10 +56,21 @@ class PanopticTask:
 
     metric, unit = "pq", "PQ"
 
-    def __init__(self, config: TrainConfig, data: Path) -> None:
+    def __init__(self, config: TrainConfig, data: str | Path) -> None:
+        if has_index(data):
+            raise BadRequest(
+                f"{data}: panoptic data are read from a folder in COCO's layout, not from shards"
+            )
+        if config.teacher:
+            raise BadRequest(
+                "teacher: distillation is for classifiers; panoptic models learn from labels alone"
+            )
+        data = Path(data)
         train, val = _read_splits(data)
-        self.config, self.card = config, _card(config, train, val)
         self.fingerprint = _fingerprint(data, [train, val])
+        numbers = {category.id: i for i, category in enumerate(train.categories)}
+        val, self.notes = _readable(val, numbers)
+        self.config, self.card = config, _card(config, train, val)
         model = configure(config.model, self.card.provenance["options"])
         assert isinstance(model, ReMaXConfig)
         self.size = model.image_size
@@ -67,8 +82,8 @@ class PanopticTask:
         )
         self.val = val
         self.things = np.array([category.thing for category in train.categories])
-        numbers = {category.id: i for i, category in enumerate(train.categories)}
         self.files: Sequence[Path] = [image.file for image in train.images]
+        self.chunks: Sequence[int] = [len(self.files)]
         self.scenes = in_memory(
             train.images,
             lambda image: _load(image, numbers),
@@ -79,6 +94,9 @@ class PanopticTask:
     def trainable(self, network: nn.Module) -> nn.Module:
         """The network with its semantic heads, which only training needs."""
         return RelaxedTraining(network)  # type: ignore[arg-type]
+
+    def expect(self, order: Sequence[int]) -> None:
+        """Nothing: any image is as near as any other."""
 
     def sample(self, index: int, seed: int) -> Scene:
         """A training image scaled, mirrored, cropped to the network's size, and perhaps pasted into."""
@@ -105,6 +123,8 @@ class PanopticTask:
         images = recolour(normalise(pixels, self.card.image), self.config, generator)
         targets = _targets(numbers, classes, instances)
         out: Relaxed = module(images)
+        # Once for all that needs it: each time, a GPU waits for the host.
+        matching = match(out.final.masks, out.final.classes, targets)
         losses = panoptic_losses(
             out.final,
             out.blocks,
@@ -112,14 +132,16 @@ class PanopticTask:
             self.loss,
             semantic=out.semantic,
             block_semantic=out.block_semantic,
-            generator=generator,
+            matching=matching,
+            generator=_on_device(generator, images.device),
         )
         final = {name: part for name, part in losses.items() if not name.startswith("block_")}
         blocks = [part for name, part in losses.items() if name.startswith("block_")]
-        return {**final, "blocks": torch.stack(blocks).sum(), "fp_ratio": self._fp_ratio(out, targets)}
+        ratio = self._fp_ratio(out, matching, targets)
+        return {**final, "blocks": torch.stack(blocks).sum(), "fp_ratio": ratio}
 
     @torch.no_grad()
-    def _fp_ratio(self, out: Relaxed, targets: Targets) -> Tensor:
+    def _fp_ratio(self, out: Relaxed, matching: Matching, targets: Targets) -> Tensor:
         """Of the last block, whose masks are relaxed if any are, at its own stride."""
         block, step = out.blocks[-1], STRIDES[2] // STRIDES[3]
         masks = block.masks
@@ -128,7 +150,7 @@ class PanopticTask:
         small = Targets(
             targets.masks[..., ::step, ::step], targets.classes, targets.semantic[..., ::step, ::step]
         )
-        return false_positive_ratio(masks, match(out.final.masks, out.final.classes, targets), small)
+        return false_positive_ratio(masks, matching, small)
 
     def measure(self, network: nn.Module, shard: Shard) -> dict[str, float]:
         """PQ in per cent, and its parts, on the validation images at their own size."""
@@ -145,6 +167,17 @@ class PanopticTask:
         return {"pq": report.all.pq, "sq": report.all.sq, "rq": report.all.rq, "miou": report.miou}
 
 
+def _on_device(generator: Generator, device: torch.device) -> Generator:
+    """A generator on the device, seeded by the host's one; on a CPU that one itself.
+
+    A loss draws a number for each pixel: drawn on the host, a GPU would wait for them and their copy.
+    """
+    if generator.device.type == device.type:
+        return generator
+    seed = int(torch.randint(2**62, (1,), generator=generator))
+    return Generator(device).manual_seed(seed)
+
+
 def _read_splits(data: Path) -> tuple[PanopticSet, PanopticSet]:
     """The splits to train on and to measure on, which is the same one where there is no other."""
     names = list(find_splits(data))
@@ -156,6 +189,17 @@ def _read_splits(data: Path) -> tuple[PanopticSet, PanopticSet]:
     if [(c.id, c.name) for c in first.categories] != [(c.id, c.name) for c in second.categories]:
         raise BadInput(f"{first.source} and {second.source} have different categories")
     return first, second
+
+
+def _readable(val: PanopticSet, numbers: dict[int, int]) -> tuple[PanopticSet, list[str]]:
+    """The images to measure on that can be read, with their labels, and notes of the others.
+
+    Raises BadInput where these are over one in a hundred: now, not at the end of a first epoch of hours.
+    """
+    lost = unreadable(val.images, lambda image: _load(image, numbers))
+    check_readable(len(lost), len(val.images), "validation images", lost.values())
+    images = tuple(image for i, image in enumerate(val.images) if i not in lost)
+    return replace(val, images=images), [f"validation image left out: {reason}" for reason in lost.values()]
 
 
 def _card(config: TrainConfig, train: PanopticSet, val: PanopticSet) -> ModelCard:
@@ -188,6 +232,8 @@ def _load(image: PanopticImage, numbers: dict[int, int]) -> Scene:
     place = {segment.id: i for i, segment in enumerate(image.segments, start=1)}
     if stray := [int(i) for i in known if i and int(i) not in place]:
         raise BadInput(f"{image.mask} holds the ids {stray[:5]}, which its JSON does not name")
+    if absent := sorted(place.keys() - set(known.tolist())):
+        raise BadInput(f"{image.mask} lacks the ids {absent[:5]}, which its JSON names")
     lookup = np.array([place.get(int(i), 0) for i in known], np.int32)
     classes = np.array([-1, *(numbers[s.category_id] for s in image.segments)], np.int64)
     instances = np.array([False, *(not s.crowd for s in image.segments)])

@@ -420,6 +420,7 @@ def panoptic_losses(
     *,
     semantic: Tensor | None = None,
     block_semantic: Sequence[Tensor] = (),
+    matching: Matching | None = None,
     generator: Generator | None = None,
 ) -> dict[str, Tensor]:
     """All losses of a training step, by name and weighted, and `total`, their sum.
@@ -427,7 +428,8 @@ def panoptic_losses(
     The names are `class`, `dice`, `mask_id`, `instance`; the same after `block_I_` for each decoder block
     (deep supervision, with the same weights and with the matching of the final prediction); `semantic` with
     the auxiliary head's logits `semantic` (B, C, h', w'); and `block_I_semantic` for the logits
-    `block_semantic` (B, K, h_I, w_I) of the ReMask heads, which belong to the first blocks.
+    `block_semantic` (B, K, h_I, w_I) of the ReMask heads, which belong to the first blocks. `matching` is
+    that of the final prediction, made here where it is not given.
 
     A block's mask logits are relaxed by ReMask at the block's own stride and then, like its pixel features
     and all semantic logits, resized to the final size (bilinear, corners aligned). Resized features are not
@@ -435,7 +437,8 @@ def panoptic_losses(
     final masks, and for more ReMask heads than blocks.
     """
     _check(final, blocks, targets, block_semantic)
-    matching = match(final.masks, final.classes, targets)
+    if matching is None:
+        matching = match(final.masks, final.classes, targets)
     losses = _prediction_losses(final, final.masks, matching, targets, config, generator)
     if semantic is not None:
         part = _semantic_part(semantic, targets, config, generator)

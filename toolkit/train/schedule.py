@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -14,16 +15,21 @@ from vitkit.train.config import TrainConfig
 _UNDECAYED = ("_table", "centres", "cls_token")
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
-    """AdamW over what is not frozen: rates by `lr_scale`, decay for matrices and kernels alone."""
+def make_optimizer(model: nn.Module, config: TrainConfig, layers: Sequence[str] = ()) -> Optimizer:
+    """AdamW over what is not frozen: rates by `lr_scale` and depth, decay for matrices and kernels alone.
+
+    `layers` names the parts of the network from input to output; what is in none is nearest to the output.
+    """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         scale = next((s for prefix, s in config.lr_scale.items() if name.startswith(prefix)), 1.0)
+        above = next((len(layers) - i for i, part in enumerate(layers) if f".{part}." in f".{name}"), 0)
         # Biases and the scales of norms keep their size.
         kernel = parameter.ndim > 1 and not name.endswith(_UNDECAYED)
-        groups.setdefault((scale, config.weight_decay if kernel else 0.0), []).append(parameter)
+        key = (scale * config.layer_decay**above, config.weight_decay if kernel else 0.0)
+        groups.setdefault(key, []).append(parameter)
     return AdamW(
         [{"params": p, "lr_scale": scale, "weight_decay": decay} for (scale, decay), p in groups.items()],
         lr=config.lr,

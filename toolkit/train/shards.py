@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 _T = TypeVar("_T")
+# So many chunks are shuffled together.
+_WINDOW = 4
 
 
 @dataclass(frozen=True)
@@ -25,16 +27,33 @@ class Shard:
         return items[self.rank :: self.count]
 
 
-def micro_batches(count: int, batch: int, accumulate: int, shard: Shard, seed: int) -> list[list[int]]:
+def micro_batches(
+    chunks: Sequence[int], batch: int, accumulate: int, shard: Shard, seed: int
+) -> list[list[int]]:
     """This process' part of an epoch: image numbers for each forward pass, in a random order.
 
     An optimiser step takes at most `batch` images of all processes together, in `accumulate` passes. All
     passes have the same size, so that gradients average rightly; fewer images than there are passes are
-    left out, others in each epoch.
+    left out, others in each epoch. `chunks` are numbers of images that are best read together: where there
+    are several, each process takes whole ones as far as that divides evenly, in a random order, and
+    images are shuffled over a few at a time.
     """
+    count = sum(chunks)
     passes = -(-count // batch) * accumulate
     size = max(count // (passes * shard.count), 1)
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    total = passes * shard.count * size
+    generator = torch.Generator().manual_seed(seed)
+    numbers = torch.split(torch.arange(count), list(chunks))
+    order = torch.cat([numbers[i] for i in torch.randperm(len(chunks), generator=generator).tolist()])
+    if len(chunks) == 1:
+        order = order[torch.randperm(count, generator=generator)]
     # Where there are fewer images than passes, some serve twice.
-    order = order.repeat(-(-passes * shard.count * size // count))[: passes * shard.count * size]
-    return order.reshape(passes, shard.count, size)[:, shard.rank].tolist()  # type: ignore[no-any-return]
+    order = order.repeat(-(-total // count))[:total]
+    if len(chunks) == 1:
+        return order.reshape(passes, shard.count, size)[:, shard.rank].tolist()  # type: ignore[no-any-return]
+    own = order.reshape(shard.count, passes * size)[shard.rank]
+    window = -(-_WINDOW * count // len(chunks))
+    mixed = torch.cat(
+        [part[torch.randperm(len(part), generator=generator)] for part in torch.split(own, window)]
+    )
+    return mixed.reshape(passes, size).tolist()  # type: ignore[no-any-return]

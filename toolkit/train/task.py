@@ -24,7 +24,8 @@ class Task(Protocol):
 
     `card` is that of the run to be; `fingerprint` changes with the data; `metric` names the value of
     `measure` that decides which epoch is best, `unit` is how people call it; `files` are the training
-    images.
+    images, of which `chunks` are the numbers that are best read together, in their order. `notes` say what
+    of the data is odd but no reason to stop; a measure may add to them.
     """
 
     card: ModelCard
@@ -32,6 +33,12 @@ class Task(Protocol):
     metric: str
     unit: str
     files: Sequence[Path]
+    chunks: Sequence[int]
+    notes: list[str]
+
+    def expect(self, order: Sequence[int]) -> None:
+        """These training images are going to be asked for by this process, in this order."""
+        ...
 
     def sample(self, index: int, seed: int) -> Any:
         """One training image, changed as the seed decides; runs in decoding workers. Raises BadInput."""
