@@ -77,10 +77,10 @@ def test_training_with_recomputation_is_the_same_training(data, tmp_path):  # no
 
 
 def test_a_compiled_training_is_the_same_training(data, tmp_path):  # noqa: F811
-    """Compiled to the graphs of forward and backward pass, which torch then runs one by one."""
+    """Traced by torch.compile; its backend runs the operators as they are."""
     config = replace(TINY, epochs=1, options={**TINY.options, "iterations": 2, "encoder_layers": 0})
     logs = []
-    for backend in ("", "aot_eager"):
+    for backend in ("", "eager"):
         run = train(replace(config, compile=backend), data, tmp_path / f"run{backend}", progress=False)
         logs.append(json.loads((run / "log.json").read_text())[-1])
     assert logs[1]["loss"] == pytest.approx(logs[0]["loss"], rel=1e-4)
