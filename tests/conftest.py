@@ -9,6 +9,22 @@ import pytest
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+def write_pictures(
+    folder: Path, train: int = 11, val: int = 5, names: tuple[str, ...] = ("dark", "light")
+) -> Path:
+    """Folders of classes that brightness tells apart, in noise; `train` and `val` images of each."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for split, count in (("train", train), ("val", val)):
+        for number, name in enumerate(names):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = np.clip(rng.normal(80 + 90 * number, 40, (32, 32, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / split / name / f"{i}.png")
+    return folder
+
+
 @pytest.fixture(scope="session")
 def real_photos() -> Path:
     """300 real photographs in ImageNet's layout, where the machine has them."""

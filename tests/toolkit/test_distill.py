@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import write_pictures
 from PIL import Image
 from safetensors.torch import save_file
 from test_train import TINY
@@ -26,15 +27,7 @@ CARD = run_card(
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """Two classes that brightness tells apart."""
-    folder = tmp_path_factory.mktemp("data")
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 16), ("val", 8)):
-        for name, level in (("light", 160), ("dark", 90)):
-            (folder / split / name).mkdir(parents=True)
-            for i in range(count):
-                pixels = np.clip(rng.normal(level, 40, (32, 32, 3)), 0, 255).astype(np.uint8)
-                Image.fromarray(pixels).save(folder / split / name / f"{i}.png")
-    return folder
+    return write_pictures(tmp_path_factory.mktemp("data"), 16, 8)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])

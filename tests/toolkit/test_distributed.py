@@ -11,10 +11,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from conftest import write_pictures
 from safetensors.torch import load_file
 
 from vitkit.data.scenes import write_scenes
@@ -94,15 +93,7 @@ def launch(processes: int, program: str, config: TrainConfig, data: Path, out: P
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 8), ("val", 5)):
-        for name, level in (("light", 170), ("dark", 80)):
-            (folder / split / name).mkdir(parents=True)
-            for i in range(count):
-                pixels = np.clip(rng.normal(level, 60, (32, 32, 3)), 0, 255).astype(np.uint8)
-                Image.fromarray(pixels).save(folder / split / name / f"{i}.png")
-    return folder
+    return write_pictures(tmp_path_factory.mktemp("pictures"), 8, 5)
 
 
 @pytest.mark.parametrize("model", ["ps_vit", "remax"])

@@ -8,8 +8,8 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
+from conftest import write_pictures
 from PIL import Image
 from test_cli import vitkit
 from test_train import TINY
@@ -28,15 +28,7 @@ webdataset = pytest.importorskip("webdataset")
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> Path:
     """Classes whose names are numbers, in another order than their own: 26 images, 6 to validate."""
-    folder = tmp_path_factory.mktemp("folders")
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 13), ("val", 3)):
-        for name, level in (("10", 170), ("2", 80)):
-            (folder / split / name).mkdir(parents=True)
-            for i in range(count):
-                pixels = np.clip(rng.normal(level, 40, (32, 32, 3)), 0, 255).astype(np.uint8)
-                Image.fromarray(pixels).save(folder / split / name / f"{i}.png")
-    return folder
+    return write_pictures(tmp_path_factory.mktemp("folders"), 13, 3, ("10", "2"))
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import write_pictures
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -44,15 +45,7 @@ TIMED = ("seconds", "images_per_second", "data_share")
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     """Two classes that brightness tells apart, in noise: 22 images to train on, 10 to validate."""
-    folder = tmp_path_factory.mktemp("data")
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 11), ("val", 5)):
-        for name, level in (("light", 170), ("dark", 80)):
-            (folder / split / name).mkdir(parents=True)
-            for i in range(count):
-                pixels = np.clip(rng.normal(level, 40, (32, 32, 3)), 0, 255).astype(np.uint8)
-                Image.fromarray(pixels).save(folder / split / name / f"{i}.png")
-    return folder
+    return write_pictures(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

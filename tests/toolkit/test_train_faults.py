@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import write_pictures
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -43,22 +44,10 @@ PANOPTIC = {
 }  # fmt: skip
 
 
-def pictures(folder: Path, train: int = 11, val: int = 5, names: tuple[str, ...] = ("dark", "light")) -> Path:
-    """Classes that brightness tells apart, in noise; `train` and `val` images of each."""
-    rng = np.random.default_rng(0)
-    for split, count in (("train", train), ("val", val)):
-        for number, name in enumerate(names):
-            (folder / split / name).mkdir(parents=True)
-            for i in range(count):
-                pixels = np.clip(rng.normal(80 + 90 * number, 40, (32, 32, 3)), 0, 255).astype(np.uint8)
-                Image.fromarray(pixels).save(folder / split / name / f"{i}.png")
-    return folder
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     """22 images to train on, which are three steps an epoch, and 10 to validate."""
-    return pictures(tmp_path_factory.mktemp("data") / "data")
+    return write_pictures(tmp_path_factory.mktemp("data") / "data")
 
 
 def arguments(recipe: str, settings: dict[str, object], *more: object) -> list[str]:
@@ -124,7 +113,7 @@ def assert_equal_runs(one: Path, two: Path) -> None:
     ],
 )
 def test_image_folders_that_cannot_be_trained_on_are_refused_before_training(vitkit, tmp_path, fault, words):
-    folder = pictures(tmp_path / "data", names=("dark",) if fault == "one class" else ("dark", "light"))
+    folder = write_pictures(tmp_path / "data", names=("dark",) if fault == "one class" else ("dark", "light"))
     if fault in ("empty class", "other suffix"):
         (folder / "train" / "grey").mkdir()
     if fault == "other suffix":
@@ -141,7 +130,7 @@ def test_image_folders_that_cannot_be_trained_on_are_refused_before_training(vit
 
 
 def test_a_class_without_validation_images_is_said(vitkit, tmp_path):
-    folder = pictures(tmp_path / "data")
+    folder = write_pictures(tmp_path / "data")
     for path in (folder / "val" / "dark").iterdir():
         path.unlink()
     code, told, _ = vitkit("--data", folder, "-o", tmp_path / "run", "--epochs", 1)
@@ -150,7 +139,7 @@ def test_a_class_without_validation_images_is_said(vitkit, tmp_path):
 
 
 def test_unreadable_images_of_all_kinds_are_said_once_and_accuracy_counts_the_others(vitkit, tmp_path):
-    folder = pictures(tmp_path / "data", train=100, val=51)
+    folder = write_pictures(tmp_path / "data", train=100, val=51)
     dark = folder / "train" / "dark"
     jpeg = dark / "cut.jpg"
     Image.open(dark / "7.png").save(jpeg)
@@ -508,7 +497,7 @@ def test_a_checkpoint_of_another_training_is_refused_with_both_values(vitkit, da
     code, _, error = vitkit("--data", data, "-o", torn, "--resume", settings=settings)
     assert code == 2
     assert "lr=0.0015 (now 0.5), options.dim=8 (now 16)" in error
-    three = pictures(tmp_path / "three", names=("dark", "grey", "light"))
+    three = write_pictures(tmp_path / "three", names=("dark", "grey", "light"))
     code, _, error = vitkit("--data", three, "-o", torn, "--resume")
     assert code == 2
     assert "other images or labels, options.num_classes=2 (now 3)" in error

@@ -141,6 +141,8 @@ def members(path: Path) -> list[dict[str, Member]]:
                 )
             if tar.offset > path.stat().st_size:
                 raise tarfile.ReadError("it is cut off")
+    except FileNotFoundError:
+        raise
     except (OSError, tarfile.TarError) as error:
         raise BadArtifact(f"the shard {path} is damaged: {error}") from None
     whole = [sample for sample in samples.values() if LABEL in sample and image_ending(sample)]
@@ -215,14 +217,18 @@ class ShardedImages:
             self.cache.mkdir(parents=True, exist_ok=True)
             path = self.cache / f"{shard.sha256[:16]}-{shard.file}"
             with FileLock(f"{path}.lock"):
-                if path.exists():
-                    os.utime(path)
-                else:
+                for _ in range(_TRIES):
+                    # Also where somebody else, fetching another one, has just made room of it.
+                    with suppress(FileNotFoundError):
+                        os.utime(path)
+                        return Tar(path, shard.samples)
                     self._make_room(shard.bytes)
                     fetch(f"{self.index.base}/{shard.file}", path, shard.sha256)
-                return Tar(path, shard.samples)
         except OSError as error:
             raise DeviceError(f"the shard {shard.file} cannot be opened: {error}") from None
+        raise DeviceError(
+            f"the cache of shards {self.cache} is too small for all who read from it: --set shard_cache_gb=N"
+        )
 
     def _ahead(self, shard: ShardFile) -> None:
         # Whoever needs it next tries again and says what is wrong.
@@ -231,11 +237,15 @@ class ShardedImages:
 
     def _make_room(self, size: int) -> None:
         """Remove the tar files used longest ago; a process that reads one keeps it until it closes it."""
-        kept = sorted(self.cache.glob("*.tar"), key=lambda path: path.stat().st_mtime)
-        total = sum(path.stat().st_size for path in kept)
-        while kept and total + size > self.limit:
-            total -= kept[0].stat().st_size
-            kept.pop(0).unlink(missing_ok=True)
+        kept = []
+        for path in self.cache.glob("*.tar"):
+            with suppress(FileNotFoundError):
+                kept.append((path.stat().st_mtime, path.stat().st_size, path))
+        total = sum(length for _, length, _ in kept)
+        for _, length, path in sorted(kept):
+            if total + size > self.limit:
+                path.unlink(missing_ok=True)
+                total -= length
 
 
 def default_cache() -> Path:
