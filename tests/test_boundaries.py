@@ -30,7 +30,13 @@ VENDOR_FILES = {
     "onnxruntime": {"runtimes/onnx.py", "calibration/onnx.py"},
     "openvino": {"runtimes/openvino.py", "calibration/openvino.py", "exporters/openvino.py"},
     "nncf": {"calibration/openvino.py"},
-    "onnx": {"calibration/onnx.py", "exporters/onnx.py", "exporters/half.py", "exporters/graph.py"},
+    "onnx": {
+        "calibration/onnx.py",
+        "exporters/onnx.py",
+        "exporters/half.py",
+        "exporters/graph.py",
+        "exporters/tensorrt_rules.py",
+    },
     "onnx_ir": {"exporters/onnx.py", "exporters/half.py"},
     "onnxscript": {"exporters/onnx.py"},
 }
