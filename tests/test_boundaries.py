@@ -35,6 +35,8 @@ VENDOR_FILES = {
         "exporters/onnx.py",
         "exporters/half.py",
         "exporters/graph.py",
+        "exporters/tensorrt.py",
+        "exporters/tensorrt_graph.py",
         "exporters/tensorrt_rules.py",
     },
     "onnx_ir": {"exporters/onnx.py", "exporters/half.py"},

@@ -1,0 +1,108 @@
+"""The `tensorrt` target: a package that TensorRT builds an engine from, where it is to run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vitkit.calibration.dataset import CalibrationSet
+from vitkit.exporters import onnx as to_onnx
+from vitkit.exporters.half import to_half
+from vitkit.exporters.source import Source
+from vitkit.runtimes.card import Artifact, ImageSpec, ModelCard
+from vitkit.runtimes.errors import ExportFailed
+from vitkit.runtimes.tensorrt_options import (
+    DEFAULT_VERSION,
+    FLAVOURS,
+    GRAPH_FILE,
+    build_script,
+    options_for,
+)
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+SCRIPT_FILE = "build.sh"
+# Violations named in an error; one mistake often breaks a rule at every layer.
+_NAMED = 5
+
+
+def export(
+    source: Source,
+    folder: Path,
+    *,
+    precision: str,
+    calibration: CalibrationSet | None = None,
+    image: ImageSpec,
+    batch: int | None = 1,
+    opset: int = FLAVOURS[DEFAULT_VERSION].opset,
+    trt_version: str = DEFAULT_VERSION,
+) -> ModelCard:
+    """Write `model.onnx` and `build.sh` into `folder` and return their card, which says: not built.
+
+    `trt_version` is a key of `FLAVOURS`, `opset` that flavour's. Raises ExportFailed, also where the graph
+    breaks a rule of that version.
+    """
+    import onnx
+
+    from vitkit.exporters.tensorrt_graph import TRACED, float32_layers
+
+    flavour, scopes = FLAVOURS[trt_version], source.module.float_scopes
+    graph = to_onnx.trace(source, image=image, batch=batch, opset=TRACED)
+    model = convert(graph, trt_version, precision, scopes=scopes, calibration=calibration, image=image)
+    to_onnx.check_graph(model, opset)
+    onnx.save(model, folder / GRAPH_FILE)
+    layers = float32_layers(model, scopes, layer_norms=not flavour.layer_norm)
+    options = options_for(trt_version, precision, tuple(layers))
+    (folder / SCRIPT_FILE).write_text(build_script(options), encoding="utf-8")
+    card = to_onnx.engine_card(
+        source, image, batch, target="tensorrt", precision=precision, engine=GRAPH_FILE
+    )
+    return replace(card, options={"build": asdict(options), "built": None})
+
+
+def convert(
+    graph: ModelProto,
+    version: str,
+    precision: str,
+    *,
+    scopes: Sequence[str],
+    calibration: CalibrationSet | None = None,
+    image: ImageSpec,
+) -> ModelProto:
+    """A float graph of opset 19 as the version parses it, in its precision.
+
+    Typed float16 only where the version is strongly typed; elsewhere the builder's flags say it. Raises
+    ExportFailed where the result breaks a rule of the version.
+    """
+    from vitkit.exporters.tensorrt_graph import to_flavour
+
+    flavour = FLAVOURS[version]
+    model = to_flavour(graph, flavour)
+    if precision == "int8":
+        from vitkit.calibration.tensorrt import quantize
+
+        assert calibration is not None
+        model = quantize(model, calibration, image, scopes)
+    if precision != "fp32" and precision in flavour.strongly_typed:
+        model = to_half(model, scopes)
+    check_rules(model, version)
+    return model
+
+
+def check_rules(model: ModelProto, version: str) -> None:
+    """Refuse a graph that TensorRT of a version would refuse or compute wrongly; raises ExportFailed."""
+    from vitkit.exporters.tensorrt_rules import check
+
+    if violations := check(model, version):
+        shown = "; ".join(map(str, violations[:_NAMED]))
+        more = f"; and {len(violations) - _NAMED} more" if len(violations) > _NAMED else ""
+        raise ExportFailed(f"TensorRT {version} does not take this graph: {shown}{more}")
+
+
+def expose(artifact: Artifact, folder: Path, shapes: Mapping[str, tuple[int | None, ...]]) -> None:
+    """Write the package into `folder` with the whole numbers that the named nodes compute as outputs too."""
+    package = Artifact(artifact.path, replace(artifact.card, engine=GRAPH_FILE))
+    to_onnx.expose(package, folder, shapes)
