@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,18 +12,23 @@ from vitkit.calibration.dataset import CalibrationSet
 from vitkit.exporters import onnx as to_onnx
 from vitkit.exporters.half import to_half
 from vitkit.exporters.source import Source
-from vitkit.runtimes.card import Artifact, ImageSpec, ModelCard
-from vitkit.runtimes.errors import ExportFailed
+from vitkit.runtimes.card import Artifact, ImageSpec, ModelCard, read_artifact, sha256, write_card
+from vitkit.runtimes.engine import Engine, open_engine, runtime_module
+from vitkit.runtimes.errors import BadRequest, ExportFailed
+from vitkit.runtimes.files import atomic_folder, check_output_folder
 from vitkit.runtimes.tensorrt_options import (
     DEFAULT_VERSION,
     FLAVOURS,
     GRAPH_FILE,
+    PLAN_FILE,
     build_script,
     options_for,
 )
 
 if TYPE_CHECKING:
     from onnx import ModelProto
+
+    from vitkit.exporters.parity import Check
 
 SCRIPT_FILE = "build.sh"
 # Violations named in an error; one mistake often breaks a rule at every layer.
@@ -103,6 +109,67 @@ def check_rules(model: ModelProto, version: str) -> None:
 
 
 def expose(artifact: Artifact, folder: Path, shapes: Mapping[str, tuple[int | None, ...]]) -> None:
-    """Write the package into `folder` with the whole numbers that the named nodes compute as outputs too."""
+    """Write the artifact into `folder` with the whole numbers that the named nodes compute as outputs too.
+
+    Of a built one the engine is built anew, since an engine returns nothing else than it was built for.
+    """
     package = Artifact(artifact.path, replace(artifact.card, engine=GRAPH_FILE))
     to_onnx.expose(package, folder, shapes)
+    if artifact.card.engine == PLAN_FILE:
+        runtime = runtime_module("tensorrt")
+        plan = runtime.compile_engine(Artifact(folder, artifact.card), runtime.machine())
+        (folder / PLAN_FILE).write_bytes(plan)
+
+
+def build(path: Path, out: Path | None = None, *, cuda_graph: bool = False) -> tuple[Artifact, Check]:
+    """Build a package's engine for this machine, and compare it with the float model's golden outputs.
+
+    The engine and the package it came from go to the folder `out`, whole or not at all; without one only into
+    this machine's cache, where `open_engine` finds it. `cuda_graph` makes the engine of `out` replay a
+    recorded CUDA graph, which spares launching its kernels one by one.
+
+    Raises BadRequest, MissingBackend, DeviceError, and ExportFailed where TensorRT cannot build it or where
+    the engine does not do what the float model does.
+    """
+    artifact = read_artifact(path)
+    if artifact.card.target != "tensorrt":
+        raise BadRequest(f"{path} is made for {artifact.card.target}, which needs no building")
+    if out is None:
+        if cuda_graph:
+            raise BadRequest("--cuda-graph is kept in the card of a built artifact; add -o FOLDER")
+        return artifact, _golden(_open(artifact))
+    check_output_folder(out, inputs=[path])
+    runtime = runtime_module("tensorrt")
+    here = runtime.machine()
+    with atomic_folder(out) as folder:
+        for name in set(artifact.card.files) - {PLAN_FILE}:
+            shutil.copy(path / name, folder)
+        (folder / PLAN_FILE).write_bytes(runtime.compile_engine(artifact, here))
+        built = {"built": here._asdict(), "cuda_graph": cuda_graph}
+        card = replace(
+            artifact.card,
+            engine=PLAN_FILE,
+            files={**artifact.card.files, PLAN_FILE: sha256(folder / PLAN_FILE)},
+            options={**artifact.card.options, **built},
+        )
+        write_card(card, folder)
+        check = _golden(open_engine(folder))
+    return Artifact(out, card), check
+
+
+def _open(artifact: Artifact) -> Engine:
+    """The engine of a package, which this machine's cache then keeps."""
+    if artifact.card.engine != GRAPH_FILE:
+        raise BadRequest(f"{artifact.path} is built already; to build it for this machine add -o FOLDER")
+    return open_engine(artifact.path)
+
+
+def _golden(engine: Engine) -> Check:
+    from vitkit.exporters.parity import check_golden
+
+    with engine:
+        check = check_golden(engine)
+    if check.problems:
+        problems = "; ".join(check.problems)
+        raise ExportFailed(f"the engine does not do what the float model does ({problems})")
+    return check

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 from vitkit.runtimes.card import Artifact
-from vitkit.runtimes.errors import BadArtifact
+from vitkit.runtimes.errors import BadArtifact, DeviceError
 
 GRAPH_FILE = "model.onnx"
 PLAN_FILE = "engine.plan"
@@ -109,6 +109,28 @@ def differences(built: Machine, here: Machine) -> list[str]:
     words = {"tensorrt": "TensorRT", "compute_capability": "compute capability", "platform": "platform"}
     pairs = ((words[name], getattr(built, name), getattr(here, name)) for name in Machine._fields)
     return [f"{word} {theirs} there, {ours} here" for word, theirs, ours in pairs if theirs != ours]
+
+
+def check_machine(artifact: Artifact, here: Machine) -> None:
+    """Refuse an engine that was built on a machine of another kind; raises DeviceError naming both sides."""
+    built = read_built(artifact)
+    if built is not None and (differing := differences(built, here)):
+        raise DeviceError(
+            f"{artifact.engine_path} was built by {built}; here is {here} ({'; '.join(differing)}). "
+            f"Build it here: vitkit build {artifact.path} -o {artifact.path}-here"
+        )
+
+
+def check_version(artifact: Artifact, here: Machine) -> None:
+    """Refuse a package that is for another version of TensorRT; raises DeviceError naming both sides."""
+    wanted, flavour = read_options(artifact).version, flavour_of(here.tensorrt)
+    if flavour != wanted:
+        mend = (
+            f"export it again with --trt-version {flavour}" if flavour else f"known are {', '.join(FLAVOURS)}"
+        )
+        raise DeviceError(
+            f"{artifact.path} is a package for TensorRT {wanted}, here is TensorRT {here.tensorrt}: {mend}"
+        )
 
 
 def engine_key(graph_hash: str, options: BuildOptions, machine: Machine) -> str:

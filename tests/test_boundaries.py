@@ -24,6 +24,7 @@ VENDORS = {
     "onnxscript",
     "ai_edge_litert",
     "tensorrt",
+    "cuda",
 }
 VENDOR_FILES = {
     "cv2": {"toolkit/video.py"},
@@ -32,6 +33,7 @@ VENDOR_FILES = {
     "nncf": {"calibration/openvino.py"},
     "onnx": {
         "calibration/onnx.py",
+        "calibration/tensorrt.py",
         "exporters/onnx.py",
         "exporters/half.py",
         "exporters/graph.py",
@@ -40,6 +42,8 @@ VENDOR_FILES = {
         "exporters/tensorrt_rules.py",
     },
     "onnx_ir": {"exporters/onnx.py", "exporters/half.py"},
+    "tensorrt": {"runtimes/tensorrt.py"},
+    "cuda": {"runtimes/cuda.py"},
     "onnxscript": {"exporters/onnx.py"},
 }
 
@@ -120,4 +124,5 @@ def test_constraints_pin_every_direct_dependency():
     names = {item.split(">")[0].split("[")[0].lower().replace("_", "-") for item in wanted} - {"vitkit"}
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pinned = {line.split("==")[0].lower().replace("_", "-") for line in lines if "==" in line}
-    assert names - pinned == {"tensorrt"}, "tensorrt has no pin: nothing here installs it yet"
+    # Both follow the GPU's driver, and nothing here installs them.
+    assert names - pinned == {"tensorrt", "cuda-python"}

@@ -8,12 +8,14 @@ from dataclasses import replace
 
 import pytest
 
-from vitkit import BadArtifact
+from vitkit import BadArtifact, DeviceError
 from vitkit.runtimes.card import Artifact, ImageSpec, ModelCard
 from vitkit.runtimes.tensorrt_options import (
     FLAVOURS,
     Machine,
     build_script,
+    check_machine,
+    check_version,
     differences,
     engine_key,
     flavour_of,
@@ -99,6 +101,30 @@ def test_what_differs_names_both_sides():
         "TensorRT 8.6.2 there, 10.3.0 here",
         "platform linux-aarch64 there, linux-x86_64 here",
     ]
+
+
+def test_engines_of_other_machines_are_refused_naming_both_sides(tmp_path):
+    made = artifact(tmp_path, build=GOOD, built=ORIN._asdict())
+    check_machine(made, ORIN)
+    check_machine(artifact(tmp_path, build=GOOD, built=None), Machine("10.3.0", "9.0", "linux-x86_64"))
+    with pytest.raises(DeviceError) as caught:
+        check_machine(made, Machine("8.6.2", "8.9", "linux-x86_64"))
+    text = str(caught.value)
+    assert "built by TensorRT 8.6.2, compute capability 8.7, linux-aarch64" in text
+    assert "here is TensorRT 8.6.2, compute capability 8.9, linux-x86_64" in text
+    assert "compute capability 8.7 there, 8.9 here; platform linux-aarch64 there, linux-x86_64 here" in text
+    assert f"vitkit build {tmp_path} -o" in text
+
+
+def test_packages_for_other_versions_are_refused_naming_both_sides(tmp_path):
+    package = artifact(tmp_path, build=GOOD, built=None)
+    check_version(package, ORIN)
+    with pytest.raises(
+        DeviceError, match=r"for TensorRT 8\.6, here is TensorRT 10\.3\.0: .*--trt-version 10"
+    ):
+        check_version(package, ORIN._replace(tensorrt="10.3.0"))
+    with pytest.raises(DeviceError, match=r"here is TensorRT 7\.1\.3: known are 8\.5, 8\.6, 10, 11"):
+        check_version(package, ORIN._replace(tensorrt="7.1.3"))
 
 
 GOOD = {"version": "8.6", "strongly_typed": False, "flags": ["FP16"], "float32_layers": ["a/Add"]}
