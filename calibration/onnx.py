@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,34 @@ def quantize(
     Products of two activations (attention) stay float: quantising them costs accuracy and saves little. So
     do stacks of matrices, for which ONNX Runtime has no INT8 kernel with a scale for each channel.
     """
+    matrices = {item.name for item in model.graph.initializer if len(item.dims) == 2}
+    names = [node.name for node in model.graph.node]
+    products = [n.name for n in model.graph.node if n.op_type == "MatMul" and n.input[1] not in matrices]
+    return static_qdq(
+        model,
+        calibration,
+        image,
+        exclude=[*float_nodes(names, scopes), *products],
+        activations="QUInt8",
+        # What follows a product is float here (norms, GELU, residuals): a Q/DQ pair would only cost.
+        options={"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]},
+    )
+
+
+def static_qdq(
+    model: ModelProto,
+    calibration: CalibrationSet,
+    image: ImageSpec,
+    *,
+    exclude: Sequence[str],
+    activations: str,
+    options: Mapping[str, Any],
+) -> ModelProto:
+    """Q/DQ pairs around Conv, MatMul and Gemm nodes, except those named in `exclude`.
+
+    Ranges are the least and greatest values seen, weights signed with a scale for each channel.
+    `activations` is ONNX Runtime's name of their type, `options` are its extra options.
+    """
     import onnx
     from onnxruntime.quantization import (
         CalibrationDataReader,
@@ -45,9 +73,6 @@ def quantize(
             return None if item is None else {model.graph.input[0].name: item}
 
     batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or 1
-    matrices = {item.name for item in model.graph.initializer if len(item.dims) == 2}
-    names = [node.name for node in model.graph.node]
-    products = [n.name for n in model.graph.node if n.op_type == "MatMul" and n.input[1] not in matrices]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "quantised.onnx"
         with _quiet():
@@ -58,12 +83,11 @@ def quantize(
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=["Conv", "MatMul", "Gemm"],
                 per_channel=True,
-                activation_type=QuantType.QUInt8,
+                activation_type=QuantType[activations],
                 weight_type=QuantType.QInt8,
-                nodes_to_exclude=[*float_nodes(names, scopes), *products],
+                nodes_to_exclude=list(exclude),
                 calibrate_method=CalibrationMethod.MinMax,
-                # What follows a product is float here (norms, GELU, residuals): a Q/DQ pair would only cost.
-                extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]},
+                extra_options=dict(options),
             )
         quantised: ModelProto = onnx.load(path)
     return quantised

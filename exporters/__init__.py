@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module, metadata
 from importlib.util import find_spec
@@ -10,8 +12,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from vitkit.runtimes.card import Artifact, ModelCard, TensorSpec, sha256, write_card
+from vitkit.runtimes.card import Artifact, ModelCard, TensorSpec, read_card, sha256, write_card
 from vitkit.runtimes.errors import BadRequest, ExportFailed, MissingBackend
+from vitkit.runtimes.tensorrt_options import DEFAULT_VERSION, FLAVOURS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,13 +45,18 @@ class Staged(Protocol):
 
 
 class Target(NamedTuple):
-    """A row of `TARGETS`: where the exporter lives, what it needs, what it makes, and why not the rest."""
+    """A row of `TARGETS`: where the exporter lives, what it needs, what it makes, and why not the rest.
+
+    `stand_in` is the target whose runtime runs the graph for the parity check, where the engine itself is
+    built elsewhere.
+    """
 
     module: str
     quantiser: str
     packages: tuple[str, ...]
     precisions: tuple[str, ...]
     refusals: dict[str, str]
+    stand_in: str | None = None
 
 
 TARGETS = {
@@ -66,12 +74,26 @@ TARGETS = {
         ("fp32", "fp16", "bf16", "int8"),
         {},
     ),
+    "tensorrt": Target(
+        "vitkit.exporters.tensorrt",
+        "vitkit.calibration.tensorrt",
+        ("torch", "onnx", "onnxscript", "onnxruntime"),
+        ("fp32", "fp16", "int8"),
+        {"bf16": "TensorRT 8 has no bf16; use fp16"},
+        stand_in="onnx",
+    ),
 }
 INPUTS = {"uint8": {"layout": "NHWC", "dtype": "uint8"}, "float32": {"layout": "NCHW", "dtype": "float32"}}
 
 
 def check_request(
-    target: str, precision: str, *, input: str = "uint8", batch: int | None = 1, opset: int | None = None
+    target: str,
+    precision: str,
+    *,
+    input: str = "uint8",
+    batch: int | None = 1,
+    opset: int | None = None,
+    trt_version: str | None = None,
 ) -> None:
     """Refuse what cannot work before any heavy import; raises BadRequest and MissingBackend."""
     if target not in TARGETS:
@@ -84,6 +106,7 @@ def check_request(
         raise BadRequest(f"--input is {input!r}; it must be {' or '.join(INPUTS)}")
     if batch is not None and batch < 1:
         raise BadRequest(f"--batch is {batch}; it must be at least 1")
+    _check_version(target, batch, opset, trt_version)
     for package in row.packages:
         if find_spec(package) is None:
             raise MissingBackend(package, "export")
@@ -91,6 +114,20 @@ def check_request(
 
     if opset is not None and opset not in OPSETS:
         raise BadRequest(f"--opset is {opset}; it must be {OPSETS.start} to {OPSETS.stop - 1}")
+
+
+def _check_version(target: str, batch: int | None, opset: int | None, trt_version: str | None) -> None:
+    """Refuse what only TensorRT packages take, and what they do not take."""
+    if target != "tensorrt":
+        if trt_version is not None:
+            raise BadRequest(f"--trt-version is for --target tensorrt, not for {target}")
+        return
+    if trt_version is not None and trt_version not in FLAVOURS:
+        raise BadRequest(f"--trt-version is {trt_version!r}; it must be one of {', '.join(FLAVOURS)}")
+    if opset is not None:
+        raise BadRequest("--opset follows from --trt-version for tensorrt; leave it out")
+    if batch is None:
+        raise BadRequest("TensorRT engines have a fixed batch size; use --batch N instead of --dynamic-batch")
 
 
 def check_calibration(precision: str, given: bool) -> None:
@@ -110,6 +147,7 @@ def export(
     input: str = "uint8",
     batch: int | None = 1,
     opset: int | None = None,
+    trt_version: str | None = None,
     golden: Sequence[NDArray[np.uint8]] | None = None,
     photos: Sequence[tuple[str, NDArray[np.uint8]]] = (),
     step: Callable[[str], object] = lambda text: None,
@@ -117,12 +155,13 @@ def export(
     """Make a verified artifact folder at `out`, whole or not at all.
 
     `golden` are the photographs of `golden.npz` (generated ones by default). `photos` are named
-    photographs on which the engine is compared with the float model. `step` hears what begins.
+    photographs on which the engine is compared with the float model. `trt_version` (a key of `FLAVOURS`) is
+    of the tensorrt target alone. `step` hears what begins.
 
     Returns the artifact and what the checks found. Raises BadRequest, MissingBackend, and ExportFailed
     where the engine does not do what the float model does.
     """
-    check_request(target, precision, input=input, batch=batch, opset=opset)
+    check_request(target, precision, input=input, batch=batch, opset=opset, trt_version=trt_version)
     check_calibration(precision, calibration is not None)
     from vitkit.exporters import golden as goldens
     from vitkit.exporters.onnx import DEFAULT_OPSET
@@ -130,6 +169,10 @@ def export(
 
     image = replace(source.card.image, **INPUTS[input])  # type: ignore[arg-type]
     count = goldens.count(source.card.task)
+    own: dict[str, Any] = {}
+    if target == "tensorrt":
+        own["trt_version"] = trt_version or DEFAULT_VERSION
+        opset = FLAVOURS[own["trt_version"]].opset
     examples = goldens.generated_photos(count) if golden is None else golden[:count]
     with atomic_folder(out) as folder:
         step(f"making the {precision} engine for {target}")
@@ -142,6 +185,7 @@ def export(
             image=image,
             batch=batch,
             opset=opset or DEFAULT_OPSET,
+            **own,
         )
         if calibration is not None:
             method = import_module(TARGETS[target].quantiser).METHOD
@@ -196,7 +240,7 @@ def verify(path: Path, source: Source, photos: Sequence[tuple[str, NDArray[np.ui
     from vitkit.exporters.parity import check_golden, check_photos
     from vitkit.runtimes.engine import open_engine
 
-    with open_engine(path) as engine:
+    with _runnable(path) as folder, open_engine(folder) as engine:
         checks = [check_golden(engine)]
         if photos:
             stages = check_stages(engine, source, [photo for _, photo in photos[:STAGE_PHOTOS]])
@@ -205,6 +249,24 @@ def verify(path: Path, source: Source, photos: Sequence[tuple[str, NDArray[np.ui
     if problems:
         raise ExportFailed(f"the engine does not do what the float model does ({'; '.join(problems)})")
     return checks
+
+
+@contextmanager
+def _runnable(path: Path) -> Iterator[Path]:
+    """The artifact; or, of a package, a twin for as long as the block lasts that runs its very graph."""
+    card = read_card(path)
+    stand_in = TARGETS[card.target].stand_in
+    if stand_in is None:
+        yield path
+        return
+    from vitkit.exporters.golden import GOLDEN_FILE
+
+    with TemporaryDirectory(prefix=".vitkit.") as name:
+        files: dict[str, str | None] = {file: None for file in (card.engine, GOLDEN_FILE)}
+        for file in files:
+            shutil.copy(path / file, name)
+        write_card(replace(card, target=stand_in, files=files, options={"exact_qdq": True}), Path(name))
+        yield Path(name)
 
 
 def check_stages(engine: Engine, source: Staged, photos: Sequence[NDArray[np.uint8]]) -> dict[str, float]:

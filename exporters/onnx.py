@@ -56,7 +56,7 @@ def export(
 
         assert calibration is not None
         model = quantize(model, calibration, image, source.module.float_scopes)
-    _check(model, opset)
+    check_graph(model, opset)
     onnx.save(model, path)
     return engine_card(source, image, batch, target="onnx", precision=precision, engine=ENGINE_FILE)
 
@@ -240,7 +240,8 @@ def _scope(node: Any) -> str:
     return path.removeprefix("model").removeprefix(".") or CAMERA_SCOPE
 
 
-def _check(model: ModelProto, opset: int) -> None:
+def check_graph(model: ModelProto, opset: int) -> None:
+    """Refuse a graph of another opset, or one that ONNX's checker does not pass; raises ExportFailed."""
     import onnx
 
     versions = {item.domain: item.version for item in model.opset_import}

@@ -42,32 +42,40 @@ class Session(Protocol):
 
 
 class Runtime(NamedTuple):
-    """Where the session of a target lives: module, vendor package, extra."""
+    """Where the session of a target lives: module, vendor package, extra; and the device it takes unasked."""
 
     module: str
     package: str
     extra: str
+    device: str = "cpu"
 
 
 FORMATS = {
     "onnx": Runtime("vitkit.runtimes.onnx", "onnxruntime", "onnx"),
     "openvino": Runtime("vitkit.runtimes.openvino", "openvino", "openvino"),
+    "tensorrt": Runtime("vitkit.runtimes.tensorrt", "tensorrt", "tensorrt", "cuda"),
 }
 
 
-def _open_session(artifact: Artifact, threads: int | None, device: str) -> Session:
+def runtime_module(target: str) -> Any:
+    """The module that runs a target (a key of `FORMATS`); raises MissingBackend."""
+    runtime = FORMATS[target]
+    try:
+        return import_module(runtime.module)
+    except ImportError as error:
+        raise MissingBackend(runtime.package, runtime.extra, error) from None
+
+
+def _open_session(artifact: Artifact, threads: int | None, device: str | None) -> Session:
     target = artifact.card.target
     if target not in FORMATS:
         raise BadArtifact(
             f"{artifact.path} is compiled for {target!r}; this vitkit runs {', '.join(FORMATS)}: "
             "upgrade it with: pip install --upgrade vitkit"
         )
-    runtime = FORMATS[target]
-    try:
-        module = import_module(runtime.module)
-    except ImportError as error:
-        raise MissingBackend(runtime.package, runtime.extra, error) from None
-    session: Session = module.open_session(artifact, threads=threads, device=device)
+    session: Session = runtime_module(target).open_session(
+        artifact, threads=threads, device=device or FORMATS[target].device
+    )
     return session
 
 
@@ -241,13 +249,15 @@ def open_engine(
     path: str | Path,
     *,
     threads: int | None = None,
-    device: str = "cpu",
+    device: str | None = None,
     decode: Mapping[str, Any] | None = None,
 ) -> Engine:
     """Open an artifact folder for running.
 
-    `threads` are CPU threads of one run (default: the vendor's choice, usually every core). `device` is
-    `cpu`, or a device that the vendor offers here (`gpu`, `npu` for OpenVINO; `cuda` for ONNX Runtime).
+    `threads` are CPU threads of one run (default: the vendor's choice, usually every core). `device` is a
+    device that the vendor offers here (`gpu`, `npu` for OpenVINO; `cuda` for ONNX Runtime); by default `cpu`,
+    and `cuda` for TensorRT. A TensorRT package is built first, which takes minutes, unless this machine has
+    kept its engine.
     `decode` are options of the task's decoding: `{"top": 3}` of classification, `{"fast": True}` of
     panoptic segmentation.
 
@@ -257,7 +267,7 @@ def open_engine(
     check_threads(threads)
     if not isinstance(path, (str, Path)):
         raise BadRequest(f"the artifact is a {type(path).__name__}; name its folder as text or a Path")
-    if not isinstance(device, str):
+    if device is not None and not isinstance(device, str):
         raise BadRequest(f"device is {device!r}; it must be a name such as 'cpu'")
     artifact = read_artifact(path)
     decoding = decoder(artifact.card, decode)

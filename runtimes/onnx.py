@@ -56,6 +56,9 @@ def open_session(artifact: Artifact, *, threads: int | None, device: str) -> Onn
     options.log_severity_level = 3
     if threads is not None:
         options.intra_op_num_threads = threads
+    # Fused into integer kernels, pairs of float16 scales compute something else than the graph says.
+    if artifact.card.options.get("exact_qdq"):
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
         session = onnxruntime.InferenceSession(
             str(artifact.engine_path), options, providers=[providers[device]]

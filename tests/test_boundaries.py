@@ -27,14 +27,26 @@ VENDORS = {
     "tensorboard",
     "wandb",
     "webdataset",
+    "cuda",
 }
 VENDOR_FILES = {
     "cv2": {"toolkit/video.py"},
     "onnxruntime": {"runtimes/onnx.py", "calibration/onnx.py"},
     "openvino": {"runtimes/openvino.py", "calibration/openvino.py", "exporters/openvino.py"},
     "nncf": {"calibration/openvino.py"},
-    "onnx": {"calibration/onnx.py", "exporters/onnx.py", "exporters/half.py", "exporters/graph.py"},
+    "onnx": {
+        "calibration/onnx.py",
+        "calibration/tensorrt.py",
+        "exporters/onnx.py",
+        "exporters/half.py",
+        "exporters/graph.py",
+        "exporters/tensorrt.py",
+        "exporters/tensorrt_graph.py",
+        "exporters/tensorrt_rules.py",
+    },
     "onnx_ir": {"exporters/onnx.py", "exporters/half.py"},
+    "tensorrt": {"runtimes/tensorrt.py"},
+    "cuda": {"runtimes/cuda.py"},
     "onnxscript": {"exporters/onnx.py"},
     "wandb": {"toolkit/train/track.py"},
     "webdataset": {"toolkit/data/pack.py"},
@@ -117,4 +129,5 @@ def test_constraints_pin_every_direct_dependency():
     names = {item.split(">")[0].split("[")[0].lower().replace("_", "-") for item in wanted} - {"vitkit"}
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pinned = {line.split("==")[0].lower().replace("_", "-") for line in lines if "==" in line}
-    assert names - pinned == {"tensorrt"}, "tensorrt has no pin: nothing here installs it yet"
+    # Both follow the GPU's driver, and nothing here installs them.
+    assert names - pinned == {"tensorrt", "cuda-python"}

@@ -22,7 +22,7 @@ from vitkit.runtimes.engine import FORMATS, Runtime, open_engine
 if TYPE_CHECKING:
     from rich.table import Table
 
-PLANNED = ("tflite", "tensorrt")
+PLANNED = ("tflite",)
 # Enough to train and to export; the extras of a single vendor are checked by running it.
 _MAKING = ("train", "export")
 # uint8 [1, 2, 2, 3] -> Cast to float32 -> Flatten -> logits [1, 12], in ONNX's format. OpenVINO reads that

@@ -36,7 +36,7 @@ def inspect(path: Path) -> dict[str, Any]:
 
 
 def _operators(artifact: Artifact) -> Operators:
-    if artifact.card.target == "onnx":
+    if artifact.engine_path.suffix == ".onnx":
         try:
             from vitkit.exporters.graph import operators
         except ImportError as error:

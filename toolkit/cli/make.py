@@ -182,7 +182,7 @@ def _read_categories(file: Path) -> Labels:
 @app.command()
 def export(
     source: Annotated[str, typer.Argument(help="A run folder; or a model name, with --untrained.")],
-    target: Annotated[str, typer.Option("--target", help="onnx or openvino.")],
+    target: Annotated[str, typer.Option("--target", help="onnx, openvino or tensorrt.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Artifact folder to write.")],
     precision: Annotated[str, typer.Option("--precision", help="fp32, fp16, bf16 or int8.")] = "fp32",
     calib: Annotated[
@@ -200,6 +200,10 @@ def export(
         bool, typer.Option("--dynamic-batch", help="Any number of images a run.")
     ] = False,
     opset: Annotated[Optional[int], typer.Option(help="ONNX opset, 18 to 25 (20).")] = None,  # noqa: UP045
+    trt_version: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--trt-version", help="TensorRT that will build the package: 8.5, 8.6, 10 or 11 (10)."),
+    ] = None,
     golden_from: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option("--golden-from", help="Take golden.npz's images from this folder; they will travel."),
@@ -217,7 +221,8 @@ def export(
     """Compile a run for a target, and verify that the engine does what the float model does.
 
     The artifact folder holds the engine as the target's own tools open it, card.json, golden.npz and, for
-    int8, calibration.json. A broken engine is not written, and exits with 1.
+    int8, calibration.json. A broken engine is not written, and exits with 1. For tensorrt it holds a package,
+    whose graph is verified here, and which vitkit build compiles where it is to run.
     """
     from vitkit import exporters
     from vitkit.calibration.dataset import calibration_set
@@ -229,7 +234,7 @@ def export(
     if dynamic_batch and batch != 1:
         raise BadRequest("--batch and --dynamic-batch exclude each other")
     size = None if dynamic_batch else batch
-    exporters.check_request(target, precision, input=input, batch=size, opset=opset)
+    exporters.check_request(target, precision, input=input, batch=size, opset=opset, trt_version=trt_version)
     exporters.check_calibration(precision, calib is not None)
     read = [Path(source)] if not untrained else []
     check_output_folder(out, inputs=[*read, *(given for given in (calib, images, golden_from) if given)])
@@ -248,6 +253,7 @@ def export(
         input=input,
         batch=size,
         opset=opset,
+        trt_version=trt_version,
         golden=[photo for _, photo in golden] if golden else None,
         photos=photos,
         step=lambda text: say(f"{text} ..."),
@@ -258,6 +264,38 @@ def export(
         return
     print_checks(checks)
     say(f"{out}: {artifact.card.name}, {target} {precision}, {artifact.size_bytes / 1e6:.1f} MB")
+    if exporters.TARGETS[target].stand_in:
+        say(f"nothing is built yet; on the machine that is to run it: vitkit build {out} -o {out}-built")
+
+
+@app.command()
+def build(
+    package: Annotated[Path, typer.Argument(help="Artifact folder of target tensorrt.")],
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--out", "-o", help="Artifact folder to write (this machine's cache)."),
+    ] = None,
+    cuda_graph: Annotated[
+        bool, typer.Option("--cuda-graph", help="Replay a recorded CUDA graph at every run.")
+    ] = False,
+    json: JsonFlag = False,
+) -> None:
+    """Build the engine of a TensorRT package, on the machine and GPU that are to run it.
+
+    The engine is compared with the float model's golden outputs; a broken one is not written, and exits with
+    1. Without --out it is kept in this machine's cache, where whatever opens the package finds it.
+    """
+    from vitkit.exporters.tensorrt import build
+
+    say("building, which takes minutes ...")
+    artifact, check = build(package, out, cuda_graph=cuda_graph)
+    if json:
+        print_json(
+            {"artifact": str(artifact.path), "bytes": artifact.size_bytes, "checks": [check.summary()]}
+        )
+        return
+    print_checks([check])
+    say(f"{artifact.path}: {artifact.card.name}, {artifact.card.precision}, built")
 
 
 def _source(source: str, untrained: bool, options: list[str]) -> Run:
