@@ -230,7 +230,7 @@ def bench(
     pool = _pool(images, pool_size, seed)
     with ExitStack() as stack:
         opened = []
-        for path, label in zip(artifacts, _labels(artifacts), strict=True):
+        for path, label in zip(artifacts, labels(artifacts), strict=True):
             progress(f"opening {label}", 0.0)
             settings = {"device": device, "threads": threads, "decode": decode}
             opened.append(_open(path, label, settings, batch, pool.images))
@@ -259,7 +259,8 @@ def _check_request(
         raise BadRequest(f"the scopes are {', '.join(scopes) or 'none'}; known are {', '.join(_QUERIES)}")
 
 
-def _labels(artifacts: Sequence[Path]) -> list[str]:
+def labels(artifacts: Sequence[Path]) -> list[str]:
+    """What reports call artifacts: the names of their folders, or the paths where names repeat."""
     names = [path.resolve().name for path in artifacts]
     return names if len(set(names)) == len(names) else [str(path) for path in artifacts]
 
@@ -286,11 +287,11 @@ def _pool(folder: Path | None, size: int, seed: int) -> _Pool:
         images = [_photograph(int(height), int(width), rng) for height, width in sizes]
         return _Pool(images, {"source": "generated", "size": size, "seed": seed})
     files, images, unreadable = find_images(folder), [], []
-    for i in rng.permutation(len(files)):
+    for path in _shuffled(files, seed):
         if len(images) == size:
             break
         try:
-            images.append(read_image(files[i]))
+            images.append(read_image(path))
         except BadInput as error:
             unreadable.append(str(error))
     if not images:
@@ -301,6 +302,18 @@ def _pool(folder: Path | None, size: int, seed: int) -> _Pool:
         )
     description = {"source": str(folder), "size": len(images), "seed": seed, "unreadable": len(unreadable)}
     return _Pool(images, description)
+
+
+def pool_files(folder: Path, size: int, seed: int) -> list[Path]:
+    """The files that a pool of `size` images is drawn from, and some to spare for unreadable ones.
+
+    Raises BadInput where the folder holds no image.
+    """
+    return _shuffled(find_images(folder), seed)[: 2 * size]
+
+
+def _shuffled(files: list[Path], seed: int) -> list[Path]:
+    return [files[i] for i in np.random.default_rng([seed, 0]).permutation(len(files))]
 
 
 def _photograph(height: int, width: int, rng: np.random.Generator) -> Image:

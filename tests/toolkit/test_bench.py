@@ -420,8 +420,8 @@ def test_reports_survive_json(artifact, tmp_path):
 
 def test_artifacts_of_the_same_name_are_told_apart(tmp_path):
     paths = [tmp_path / "a/onnx", tmp_path / "b/onnx"]
-    assert module._labels(paths) == [str(path) for path in paths]
-    assert module._labels([tmp_path / "a/onnx", tmp_path / "b/openvino"]) == ["onnx", "openvino"]
+    assert module.labels(paths) == [str(path) for path in paths]
+    assert module.labels([tmp_path / "a/onnx", tmp_path / "b/openvino"]) == ["onnx", "openvino"]
 
 
 # Refusals

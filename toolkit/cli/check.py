@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from vitkit.cli import app
+from vitkit.cli.device import DevicesFile
 from vitkit.cli.make import JsonFlag, print_checks
 from vitkit.cli.show import print_json, print_table, progress_bar, say
 
@@ -196,8 +197,10 @@ def _print_quality(report: QualityReport, title: str, body: dict[str, Any], json
 def bench(
     artifacts: Annotated[list[Path], typer.Argument(help="Artifact folders; several are interleaved.")],
     device: Annotated[
-        str, typer.Option("--device", help="Where to run: cpu, or what the vendor has here.")
+        str,
+        typer.Option("--device", help="cpu, what the vendor has here, or a device of vitkit device list."),
     ] = "cpu",
+    devices: DevicesFile = None,
     threads: Threads = None,
     duration: Annotated[float, typer.Option(help="Seconds recorded for each artifact and scope.")] = 10.0,
     batch: Annotated[int, typer.Option(help="Images a query, for engines with a free batch size.")] = 1,
@@ -216,6 +219,12 @@ def bench(
     fast: Annotated[
         bool, typer.Option("--fast", help="Scope image of panoptic engines with the fast decode.")
     ] = False,
+    max_isa: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--max-isa", help="OpenVINO as on a lesser CPU: avx2, avx2_vnni or avx512_vnni; an emulation."
+        ),
+    ] = None,
     json: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option("--json", help="Save the reports with all raw times to this file."),
@@ -229,22 +238,28 @@ def bench(
     from rich.console import Console
 
     from vitkit import bench as benchmark
+    from vitkit.devices import measure
     from vitkit.runtimes.files import check_writable
 
     if json:
         check_writable(json)
+    options = {
+        "device": device,
+        "threads": threads,
+        "batch": batch,
+        "duration": duration,
+        "images": images,
+        "pool_size": pool_size,
+        "seed": seed,
+        "scopes": scope or ("engine", "image"),
+        "decode": {"fast": True} if fast else None,
+    }
     with progress_bar("measuring") as progress:
-        reports = benchmark.bench(
+        reports = measure(
             artifacts,
-            device=device,
-            threads=threads,
-            batch=batch,
-            duration=duration,
-            images=images,
-            pool_size=pool_size,
-            seed=seed,
-            scopes=scope or ("engine", "image"),
-            decode={"fast": True} if fast else None,
+            options,
+            devices=devices,
+            max_isa=max_isa,
             progress=lambda text, fraction: progress(round(100 * fraction), 100),
         )
     for table in benchmark.tables(reports):
