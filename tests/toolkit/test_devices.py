@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import tomllib
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_bench import write_artifact
 from typer.testing import CliRunner
@@ -40,6 +40,7 @@ devices = st.builds(
 )
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.lists(devices, unique_by=lambda device: device.name.lower(), max_size=4))
 def test_devices_survive_the_file(tmp_path_factory, entries):
     file = tmp_path_factory.mktemp("devices") / "new/devices.toml"

@@ -1,13 +1,16 @@
+import json
+import os
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 from conftest import SHARED
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitkit.devices.jetson import (
     Core,
+    board_state,
     is_jetson,
     joules,
     joules_per_frame,
@@ -63,6 +66,7 @@ number = st.integers(0, 99999)
 core = st.none() | st.tuples(st.integers(0, 100), number)
 
 
+@settings(max_examples=60, deadline=None)
 @given(
     date=st.none()
     | st.datetimes(datetime(2000, 1, 1), datetime(2099, 1, 1)).map(lambda t: t.replace(microsecond=0)),
@@ -182,6 +186,20 @@ def test_a_jetson_is_known_by_its_files(tmp_path):
     assert not is_jetson(board(tmp_path / "pi", {"proc/device-tree/model": "Raspberry Pi 5\0"}))
     assert is_jetson(board(tmp_path / "a", {"proc/device-tree/model": "NVIDIA Jetson Orin Nano\0"}))
     assert is_jetson(board(tmp_path / "b", {"etc/nv_tegra_release": "# R36"}))
+
+
+def test_the_state_of_a_board(tmp_path, monkeypatch):
+    board(tmp_path, {"nvpmodel": "#!/bin/sh\necho NV Power Mode: 15W\necho 2\n"})
+    board(tmp_path, {"tegrastats": f"#!/bin/sh\nwhile :; do echo '{ORIN}'; done\n"})
+    for tool in ("nvpmodel", "tegrastats"):
+        (tmp_path / tool).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    state = json.loads(json.dumps(board_state()))
+    assert state["nvpmodel"] == "NV Power Mode: 15W\n2"
+    assert state["tegrastats"]["temperatures"] == {"cpu": 51.5, "tj": 60.0}
+    assert state["tegrastats"]["gpu_mhz"] == [600]
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    assert board_state()["nvpmodel"] is board_state()["tegrastats"] is None
 
 
 def test_throttling(tmp_path):

@@ -219,6 +219,10 @@ def bench(
     fast: Annotated[
         bool, typer.Option("--fast", help="Scope image of panoptic engines with the fast decode.")
     ] = False,
+    fps_target: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option("--fps-target", help="Say whether it keeps up with so many frames a second at p99."),
+    ] = None,
     max_isa: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
@@ -239,8 +243,11 @@ def bench(
 
     from vitkit import bench as benchmark
     from vitkit.devices import measure
+    from vitkit.frames import check_fps, sentence
     from vitkit.runtimes.files import check_writable
 
+    if fps_target is not None:
+        check_fps(fps_target)
     if json:
         check_writable(json)
     options = {
@@ -264,6 +271,9 @@ def bench(
         )
     for table in benchmark.tables(reports):
         Console().print(table)
+    if fps_target is not None:
+        for report in reports:
+            typer.echo(sentence(report, fps_target))
     for note in benchmark.notes(reports):
         typer.echo(note)
     if json:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import threading
 from collections.abc import Sequence
 from datetime import datetime
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vitkit.runtimes.errors import BadInput
 
@@ -17,6 +19,7 @@ _TOTAL_RAILS = ("VDD_IN", "POM_5V_IN", "VIN")
 _NOT_ADDED = ("VDDQ_VDD2_1V8AO", "NC")
 # What tegrastats prints for a sensor whose part is switched off.
 _ABSENT_C = -256.0
+_TOOL_S = 10.0
 
 _DATE = re.compile(r"(\d\d-\d\d-\d{4} \d\d:\d\d:\d\d) ")
 _MEMORY = re.compile(r"\b(RAM|SWAP) (\d+)/(\d+)MB")
@@ -148,6 +151,39 @@ def is_jetson(root: Path = Path("/")) -> bool:
         return True
     model = _read(root / "proc/device-tree/model") or ""
     return "jetson" in model.lower()
+
+
+def board_state() -> dict[str, Any]:
+    """Power mode, clocks, temperatures and throttling of this Jetson now, ready for JSON.
+
+    `nvpmodel` is what the tool of that name answers, `tegrastats` one line as `parse_tegrastats` reads it;
+    None where a tool is missing or says nothing.
+    """
+    mode, line = _asked(["nvpmodel", "-q"]), _asked(["tegrastats", "--interval", "200"], lines=1)
+    try:
+        stats = parse_tegrastats(line)._asdict() if line else None
+    except BadInput:
+        stats = None
+    if stats:
+        del stats["time"]
+    return {"nvpmodel": mode, "tegrastats": stats, "throttling": throttling()}
+
+
+def _asked(command: Sequence[str], lines: int | None = None) -> str | None:
+    """What a tool prints: its first `lines`, or all until it ends; None where it cannot be run."""
+    try:
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        ) as process:
+            watchdog = threading.Timer(_TOOL_S, process.kill)
+            watchdog.start()
+            assert process.stdout is not None
+            text = "".join(islice(process.stdout, lines)).strip()
+            watchdog.cancel()
+            process.kill()
+    except OSError:
+        return None
+    return text or None
 
 
 def throttling(root: Path = Path("/")) -> dict[str, int]:
