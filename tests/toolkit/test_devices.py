@@ -14,7 +14,7 @@ from test_bench import write_artifact
 from typer.testing import CliRunner
 
 from vitkit.cli import app
-from vitkit.devices import registry
+from vitkit.devices import measure, registry
 from vitkit.devices.link import Link, bench_on
 from vitkit.devices.registry import KINDS, Device, default_file, find_device, read_devices, write_devices
 from vitkit.devices.wheel import runtime_wheel
@@ -158,6 +158,20 @@ def test_a_bench_through_another_python(here, tmp_path):
     assert report.environment["machine"] == {"name": "here", "kind": "local"}
     assert sorted(path.name for path in (tmp_path / "kept").iterdir())[0] == "files"
     assert not list((tmp_path / "kept").glob("run.*"))
+
+
+def test_the_engines_own_device_there(here, tmp_path):
+    write_devices({"here": here}, tmp_path / "devices.toml")
+    artifact = write_artifact(tmp_path / "means")
+    options = {**SHORT, "device": "here:npu"}
+    with pytest.raises(DeviceError, match="here: ONNX Runtime has no device 'npu'"):
+        measure(
+            [artifact],
+            options,
+            devices=tmp_path / "devices.toml",
+            max_isa=None,
+            progress=lambda text, done: None,
+        )
 
 
 def test_a_python_that_is_not_there(here):

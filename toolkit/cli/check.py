@@ -198,7 +198,9 @@ def bench(
     artifacts: Annotated[list[Path], typer.Argument(help="Artifact folders; several are interleaved.")],
     device: Annotated[
         str,
-        typer.Option("--device", help="cpu, what the vendor has here, or a device of vitkit device list."),
+        typer.Option(
+            "--device", help="cpu, what the vendor has here, or NAME or NAME:gpu of vitkit device list."
+        ),
     ] = "cpu",
     devices: DevicesFile = None,
     threads: Threads = None,

@@ -20,17 +20,18 @@ def measure(
 ) -> list[BenchReport]:
     """Measure artifacts where `options["device"]` says: in this process, or on an entry of `devices`.
 
-    `options` are those of `vitkit.bench.bench` less `progress`; `devices` is the file of the user's devices
-    (None: the default one). Under `max_isa` a process of its own measures. Raises what `bench`,
-    `find_device` and the device raise.
+    `options` are those of `vitkit.bench.bench` less `progress`, with `NAME` or `NAME:DEVICE` for an entry and
+    its engine's own device there (`cpu`); `devices` is the file of the user's devices (None: the default
+    one). Under `max_isa` a process of its own measures. Raises what `bench`, `find_device` and the device
+    raise.
     """
     from vitkit.bench import bench
     from vitkit.devices.registry import default_file, find_device
 
-    wanted = options["device"]
+    wanted, _, engine = options["device"].partition(":")
     there = find_device(wanted, devices or default_file())
-    # The engine's own device on the machine that was named.
-    options = {**options, "device": "cpu"} if there or wanted == "jetson" else dict(options)
+    if there or wanted == "jetson":
+        options = {**options, "device": engine or "cpu"}
     if there:
         from vitkit.devices.link import bench_on
 
