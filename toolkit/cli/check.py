@@ -13,6 +13,7 @@ from vitkit.cli.make import JsonFlag, print_checks
 from vitkit.cli.show import print_json, print_table, progress_bar, say
 
 if TYPE_CHECKING:
+    from vitkit.devices.registry import Device
     from vitkit.evaluate import Network
     from vitkit.panoptic_quality import QualityReport
 
@@ -231,6 +232,9 @@ def bench(
             "--max-isa", help="OpenVINO as on a lesser CPU: avx2, avx2_vnni or avx512_vnni; an emulation."
         ),
     ] = None,
+    cool_down: Annotated[
+        float, typer.Option(help="Of phones: seconds of rest before each of five tries.")
+    ] = 300.0,
     json: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option("--json", help="Save the reports with all raw times to this file."),
@@ -245,7 +249,9 @@ def bench(
 
     from vitkit import bench as benchmark
     from vitkit.devices import measure
+    from vitkit.devices.registry import default_file, find_device
     from vitkit.frames import check_fps, sentence
+    from vitkit.runtimes.errors import BadRequest
     from vitkit.runtimes.files import check_writable
 
     if fps_target is not None:
@@ -263,6 +269,15 @@ def bench(
         "scopes": scope or ("engine", "image"),
         "decode": {"fast": True} if fast else None,
     }
+    phone = find_device(device.partition(":")[0], devices or default_file())
+    if phone and phone.kind == "adb":
+        refused = {"--fps-target": fps_target, "--max-isa": max_isa, "--images": images, "--scope": scope}
+        if given := [flag for flag, value in {**refused, "--fast": fast}.items() if value]:
+            raise BadRequest(
+                f"{given[0]} is not for phones: benchmark_model keeps no raw times and decodes nothing"
+            )
+        _bench_phone(phone, artifacts, options, cool_down, json)
+        return
     with progress_bar("measuring") as progress:
         reports = measure(
             artifacts,
@@ -281,6 +296,32 @@ def bench(
     if json:
         benchmark.save(reports, json)
         say(f"raw times: {json}")
+
+
+def _bench_phone(
+    phone: Device, artifacts: list[Path], options: dict[str, Any], cool_down: float, json: Path | None
+) -> None:
+    from vitkit.devices import android
+
+    reports = []
+    with progress_bar("measuring") as progress:
+        for artifact in artifacts:
+            report = android.bench_on_phone(
+                phone,
+                artifact,
+                threads=options["threads"],
+                duration=options["duration"],
+                cool_down=cool_down,
+                progress=lambda text, fraction: progress(round(100 * fraction), 100),
+            )
+            reports.append(report)
+    for report in reports:
+        print_table((report.artifact, ""), android.rows(report))
+        if report.invalid:
+            typer.echo(f"INVALID: {report.artifact}: {report.invalid}.")
+    if json:
+        android.save(reports, json)
+        say(f"reports: {json}")
 
 
 @app.command()

@@ -35,7 +35,7 @@ def add(
     ] = "",
     kind: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="ssh, jetson (ssh to a Jetson), or local: another Python on this machine (ssh)."),
+        typer.Option(help="ssh, jetson (ssh to a Jetson), adb (a phone), local: another Python here (ssh)."),
     ] = None,
     python: Annotated[
         str, typer.Option(help="Its Python, 3.10 or newer, with the vendors' packages.")
@@ -45,6 +45,9 @@ def add(
         Optional[list[str]],  # noqa: UP045
         typer.Option("--target", help="What it is meant to run; may repeat (anything)."),
     ] = None,
+    tool: Annotated[
+        str, typer.Option(help="Of a phone: your benchmark_model binary for it, a file here.")
+    ] = "",
     replace: Annotated[
         bool, typer.Option("--replace", help="Take the place of an entry of that name.")
     ] = False,
@@ -58,7 +61,7 @@ def add(
     known = read_devices(file)
     if name in known and not replace:
         raise BadRequest(f"{file} has a device {name!r} already; to change it, add --replace")
-    entry = Device(name, kind or "ssh", address, python, folder, tuple(target or ()))
+    entry = Device(name, kind or "ssh", address, python, folder, tuple(target or ()), tool)
     write_devices({**known, name: entry}, file)
     say(f"{name} is in {file}; try it with: vitkit device check {name}")
 
@@ -94,6 +97,15 @@ def check(name: NameArgument, devices: DevicesFile = None, json: JsonFlag = Fals
     from vitkit.devices.link import Link
 
     entry = _entry(name, devices)
+    if entry.kind == "adb":
+        from vitkit.devices.android import facts
+
+        about = facts(entry)
+        if json:
+            print_json({"device": name, "ok": True, **about})
+        else:
+            print_table(("phone", name), list(about.items()))
+        return
     with Link(entry) as link:
         found = link.check()
     checks = [one for one in found.checks if not one.name.startswith(_AT_HOME)]

@@ -16,7 +16,8 @@ from vitkit.runtimes.engine import FORMATS
 from vitkit.runtimes.errors import BadRequest
 from vitkit.runtimes.files import write_text
 
-KINDS = ("local", "ssh", "jetson")
+KINDS = ("local", "ssh", "jetson", "adb")
+_PHONE_FOLDER = "/data/local/tmp/vitkit"
 # Names that `--device` gives to the vendors' own devices on this machine.
 ENGINE_DEVICES = ("cpu", "gpu", "npu", "cuda", "auto")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -26,11 +27,13 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 class Device:
     """A machine that engines can be measured on.
 
-    `kind`: `local` is another Python on this machine, `ssh` a machine that the system's `ssh` reaches, and
-    `jetson` such a machine that must be a Jetson. `address` is what `ssh` takes: HOST, USER@HOST, a name of
-    the user's SSH configuration, or `ssh://USER@HOST:PORT`. `python` is the device's Python 3.10 or newer
-    that holds numpy and the vendors' packages; `folder` is where files are kept there. Both may start with
-    `~/`. `targets` are those that the device is meant for; none means any.
+    `kind`: `local` is another Python on this machine, `ssh` a machine that the system's `ssh` reaches,
+    `jetson` such a machine that must be a Jetson, `adb` a phone. `address` is what `ssh` takes: HOST,
+    USER@HOST, a name of the user's SSH configuration, or `ssh://USER@HOST:PORT`; of a phone its serial
+    number, or nothing where only one is plugged in. `python` is the device's Python 3.10 or newer that holds
+    numpy and the vendors' packages; `folder` is where files are kept there. Both may start with `~/`.
+    `targets` are those that the device is meant for; none means any. `tool` is, for a phone, the user's
+    `benchmark_model`, a file on this machine.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Device:
     python: str = "python3"
     folder: str = "~/.cache/vitkit"
     targets: tuple[str, ...] = ()
+    tool: str = ""
 
     def __post_init__(self) -> None:
         """Raises BadRequest for a field that cannot be."""
@@ -51,13 +55,16 @@ class Device:
             raise BadRequest(f"the kind of {self.name} is {self.kind!r}; known are {', '.join(KINDS)}")
         if self.kind == "local" and self.address:
             raise BadRequest(f"{self.name} is local and has the address {self.address!r}; leave that away")
-        if self.kind != "local" and not re.fullmatch(r"[^\s\x00-\x1f\x7f-][^\s\x00-\x1f\x7f]*", self.address):
+        needs_none = self.kind == "local" or (self.kind == "adb" and not self.address)
+        if not needs_none and not re.fullmatch(r"[^\s\x00-\x1f\x7f-][^\s\x00-\x1f\x7f]*", self.address):
             raise BadRequest(
                 f"the address of {self.name} is {self.address!r}; give what ssh takes: --address USER@HOST"
             )
         for what in ("python", "folder"):
             if not getattr(self, what) or any(ord(sign) < 32 for sign in getattr(self, what)):
                 raise BadRequest(f"the {what} of {self.name} is {getattr(self, what)!r}; give a path")
+        if self.kind == "adb" and self.folder == Device.folder:
+            object.__setattr__(self, "folder", _PHONE_FOLDER)
         if unknown := [target for target in self.targets if target not in FORMATS]:
             raise BadRequest(f"{self.name} has the target {unknown[0]!r}; known are {', '.join(FORMATS)}")
 
@@ -84,7 +91,7 @@ def read_devices(file: Path) -> dict[str, Device]:
 
 
 def _device(name: str, table: Any, file: Path) -> Device:
-    known = ("kind", "address", "python", "folder", "targets")
+    known = ("kind", "address", "python", "folder", "targets", "tool")
     if not isinstance(table, dict):
         raise BadRequest(f"{file}: {name!r} is no table; a device is a table such as [{name}]")
     if unknown := sorted(set(table) - set(known)):
