@@ -53,7 +53,11 @@ class Rapl:
 
 
 class Rails:
-    """Power of a Jetson's module by tegrastats, a sample every 0.1 s, integrated."""
+    """Power of a Jetson's module by tegrastats, a sample every 0.1 s, integrated.
+
+    Blocks of a bench are hardly longer, so engines measured in turns lend each other some of their power:
+    measure one alone for its energy.
+    """
 
     source = "on-board rails, whole module"
 

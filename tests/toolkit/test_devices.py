@@ -1,5 +1,7 @@
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import zipfile
@@ -18,6 +20,7 @@ from vitkit.devices import measure, registry
 from vitkit.devices.link import Link, bench_on
 from vitkit.devices.registry import KINDS, Device, default_file, find_device, read_devices, write_devices
 from vitkit.devices.wheel import runtime_wheel
+from vitkit.runtimes.card import sha256
 from vitkit.runtimes.errors import BadRequest, DeviceError
 
 PI = Device("pi", "ssh", "pi@10.0.0.2")
@@ -220,3 +223,37 @@ def test_the_commands(tmp_path):
     assert run("remove", "pi").exit_code == 0
     assert isinstance(run("remove", "pi").exception, BadRequest)
     assert [one["name"] for one in json.loads(run("list", "--json").stdout)] == ["here"]
+
+
+SERVE = """
+import sys
+from pathlib import Path
+from vitkit.devices import agent
+agent.SILENCE_S = 1
+agent.serve(Path(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_silence_ends_the_far_end(tmp_path, busy):
+    artifact, (digest, data) = write_artifact(tmp_path / "means"), runtime_wheel()
+    (tmp_path / "files").mkdir()
+    names = {}
+    for name in ("card.json", "model.onnx"):
+        names[name] = sha256(artifact / name)
+        shutil.copy(artifact / name, tmp_path / "files" / names[name])
+    (tmp_path / digest).write_bytes(data)
+    command = [sys.executable, "-c", SERVE, str(tmp_path), str(tmp_path / digest)]
+    options = {**SHORT, "duration": 60.0}
+    asked = {"do": "bench", "artifacts": ["0"], "folders": {"0": names}, "options": options, "max_isa": None}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        if busy:
+            process.stdin.write(json.dumps(asked).encode() + b"\n")
+            process.stdin.flush()
+        # The pipe stays open: nothing but silence tells it.
+        out = process.stdout.read()
+        code = process.wait(20)
+        process.stdin.close()
+    assert code == -signal.SIGALRM
+    assert (b'"crashed": -9' in out) == busy
+    assert not list(tmp_path.glob("run.*"))

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_bench import write_artifact
 from test_jetson import board
 
-from vitkit import energy
+from vitkit import bench, energy
 from vitkit.energy import open_meter
 
 RANGE = 1_000_000
@@ -87,3 +88,20 @@ def test_a_board_without_rails_has_no_meter(tmp_path, monkeypatch):
 def test_a_board_without_the_tool_has_no_meter(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert open_meter(board(tmp_path, {"etc/nv_tegra_release": "# R36"})) is None
+
+
+def test_a_bench_on_a_board_says_what_it_took(tmp_path, monkeypatch):
+    tegrastats(tmp_path, monkeypatch, "echo 'RAM 1/2MB tj@40C VDD_IN 10000mW/1mW'")
+    for module in (energy, bench):
+        monkeypatch.setattr(module, "is_jetson", lambda root=None: True)
+    monkeypatch.setattr(bench, "WARMUP_S", 0.001)
+    artifact = write_artifact(tmp_path / "means")
+    (one,) = bench.bench([artifact], duration=0.3, pool_size=2, scopes=["engine"], threads=1)
+    assert one.environment["jetson_before"]["tegrastats"]["temperatures"] == {"tj": 40.0}
+    assert one.environment["jetson_after"]["nvpmodel"] is None
+    assert one.environment["throttled"] == []
+    # 10 W over the recorded queries and the little between them.
+    seconds = sum(one.times_ns) / 1e9
+    assert 10 * seconds * 0.9 < one.energy["joules"] < 10 * seconds * 3
+    assert one.joules_per_image == one.energy["joules"] / one.n
+    assert one.to_json()["summary"]["joules_per_image"] == one.joules_per_image

@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_bench import report
+from test_bench import report, write_artifact
+from typer.testing import CliRunner
 
+from vitkit import bench
+from vitkit.cli import app
 from vitkit.frames import frame_rate, sentence
 from vitkit.runtimes.errors import BadRequest
 
@@ -58,3 +61,13 @@ def test_invalid_measurements_give_none():
 def test_frame_rates_that_are_none(fps):
     with pytest.raises(BadRequest, match="--fps-target is"):
         frame_rate(report(FAST), fps)
+
+
+def test_the_command_answers(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "WARMUP_S", 0.001)
+    options = ["--scope", "engine", "--duration", "0.1", "--pool-size", "2", "--threads", "1"]
+    command = ["bench", str(write_artifact(tmp_path / "means")), *options, "--fps-target"]
+    done = CliRunner().invoke(app, [*command, "30"])
+    assert done.exit_code == 0
+    assert "means (engine): holds 30 FPS at p99" in done.stdout
+    assert isinstance(CliRunner().invoke(app, [*command, "0"]).exception, BadRequest)

@@ -160,16 +160,17 @@ def _work(body: bytes, wheel: Path) -> int:
         env={**os.environ, "PYTHONPATH": str(wheel)},
         start_new_session=True,
     )
-    threading.Thread(target=_kill_when_silent, args=(worker.pid,), daemon=True).start()
+    threading.Thread(target=_kill_when_silent, args=(worker,), daemon=True).start()
     with suppress(BrokenPipeError):
         worker.communicate(body)
     return worker.wait()
 
 
-def _kill_when_silent(pid: int) -> None:
+def _kill_when_silent(worker: subprocess.Popen[bytes]) -> None:
     source = sys.stdin.fileno()
     while select.select([source], [], [], SILENCE_S)[0] and os.read(source, _PIECE):
         pass
     # Its group as well: a worker may have started tools of its own.
-    with suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGKILL)
+    if worker.poll() is None:
+        with suppress(ProcessLookupError):
+            os.killpg(worker.pid, signal.SIGKILL)

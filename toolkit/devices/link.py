@@ -120,7 +120,14 @@ class Link:
                 stderr=subprocess.PIPE,
             )
         except FileNotFoundError as error:
-            raise DeviceError(f"{self.device.name}: there is no {error.filename!r} here") from None
+            mend = (
+                "install OpenSSH's client"
+                if error.filename == "ssh"
+                else _again(self.device, "--python PATH")
+            )
+            raise DeviceError(
+                f"{self.device.name}: there is no {error.filename!r} here; mend it with: {mend}"
+            ) from None
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._input, self._output = self._process.stdin, self._process.stdout
