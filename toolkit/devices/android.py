@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from vitkit.bench import WARMUP_RUNS, WARMUP_S, Progress
 from vitkit.devices.registry import Device
-from vitkit.runtimes.card import read_artifact, sha256
+from vitkit.runtimes.card import Artifact, read_artifact, sha256
 from vitkit.runtimes.errors import BadRequest, DeviceError
 from vitkit.runtimes.files import write_text
 
@@ -154,18 +154,7 @@ def bench_on_phone(
     Raises BadRequest for another target and without the tool, DeviceError where the phone cannot be reached
     or the tool fails.
     """
-    read = read_artifact(artifact)
-    if read.card.target != "tflite":
-        raise BadRequest(
-            f"{artifact} is compiled for {read.card.target}; phones are measured with tflite: export it with "
-            "--target tflite"
-        )
-    tool = Path(device.tool).expanduser()
-    if not device.tool or not tool.is_file():
-        raise BadRequest(
-            f"{device.name} has no benchmark_model (its tool is {device.tool!r}); build TFLite's for "
-            f"Android, then: vitkit device add {device.name} --kind adb --tool PATH --replace"
-        )
+    read, tool = _checked(device, artifact)
     about = facts(device)
     progress(f"copying to {device.name}", 0.0)
     runner, graph = (_push(device, path) for path in (tool, read.engine_path))
@@ -182,19 +171,35 @@ def bench_on_phone(
         thermal.append(_thermal(device))
     progress("measured", 1.0)
     return PhoneReport(
-        artifact.resolve().name,
-        read.card.name,
-        read.card.precision,
-        dict(read.card.files),
-        read.size_bytes,
-        device.name,
-        threads,
-        cool_down,
-        about,
-        tries,
-        thermal,
-        outputs,
+        artifact=artifact.resolve().name,
+        name=read.card.name,
+        precision=read.card.precision,
+        files=dict(read.card.files),
+        size_bytes=read.size_bytes,
+        device=device.name,
+        threads=threads,
+        cool_down_s=cool_down,
+        facts=about,
+        tries=tries,
+        thermal=thermal,
+        outputs=outputs,
     )
+
+
+def _checked(device: Device, artifact: Path) -> tuple[Artifact, Path]:
+    read = read_artifact(artifact)
+    if read.card.target != "tflite":
+        raise BadRequest(
+            f"{artifact} is compiled for {read.card.target}; phones are measured with tflite: export it with "
+            "--target tflite"
+        )
+    tool = Path(device.tool).expanduser()
+    if not device.tool or not tool.is_file():
+        raise BadRequest(
+            f"{device.name} has no benchmark_model (its tool is {device.tool!r}); build TFLite's for "
+            f"Android, then: vitkit device add {device.name} --kind adb --tool PATH --replace"
+        )
+    return read, tool
 
 
 def _command(runner: str, graph: str, threads: int | None, duration: float) -> list[str]:
