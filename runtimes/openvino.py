@@ -19,7 +19,8 @@ _PRECISIONS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16"}
 _PRODUCTS = frozenset(("Convolution", "FullyConnected", "FullyConnectedQuantizedLegacy", "MatMul"))
 _CAPABILITY = {"f32": "FP32", "f16": "FP16", "bf16": "BF16"}
 # The caps of `ONEDNN_MAX_CPU_ISA` under which nothing computes in half precision.
-_WITHOUT_HALF = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI")
+_WITHOUT_AVX512 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI")
+_WITHOUT_HALF = (*_WITHOUT_AVX512, "AVX512_CORE", "AVX512_CORE_VNNI")
 
 
 def _spec(port: Any) -> TensorSpec:
@@ -69,14 +70,32 @@ class OpenVINOSession:
             self._request = self._compiled = None
 
 
+def _beyond_cap(compiled: Any, cap: str) -> dict[str, int]:
+    """Operators whose kernels use more than the cap allows, by `operator kernel`: MLAS and some of OpenVINO's
+    own ask the processor.
+    """
+    wider = ("mlas", "avx512", "amx") if cap in _WITHOUT_AVX512 else ("amx",)
+    counts: Counter[str] = Counter()
+    for op in compiled.get_runtime_model().get_ops():
+        info = op.get_rt_info()
+        kind, kernel = info["layerType"].astype(str), info["primitiveType"].astype(str)
+        if any(name in kernel for name in wider):
+            counts[f"{kind} {kernel}"] += 1
+    return dict(counts.most_common())
+
+
 def capabilities() -> dict[str, list[str]]:
     """What each device here computes natively, in OpenVINO's words (`FP32`, `BF16`, `INT8`, ...)."""
     core = openvino.Core()
     able = {name: core.get_property(name, "OPTIMIZATION_CAPABILITIES") for name in core.available_devices}
     # OpenVINO asks the processor, its kernels obey the cap.
-    if os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in _WITHOUT_HALF:
+    if _cap() in _WITHOUT_HALF:
         able["CPU"] = [name for name in able["CPU"] if name not in ("BF16", "FP16")]
     return able
+
+
+def _cap() -> str:
+    return os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
 
 
 def _choose_hint(device: str, able: list[str], hints: list[str], path: object) -> str:
@@ -119,4 +138,6 @@ def open_session(artifact: Artifact, *, threads: int | None, device: str) -> Ope
         raise BadArtifact(
             f"OpenVINO {openvino.__version__} cannot open {artifact.engine_path}: {error}"
         ) from None
+    if _cap() in _WITHOUT_HALF:
+        settings |= {"ONEDNN_MAX_CPU_ISA": _cap(), "beyond_cap": _beyond_cap(compiled, _cap())}
     return OpenVINOSession(compiled, {"openvino": openvino.__version__, "device": name, **settings})

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from vitkit.cpu import cpu_info, load_average
+from vitkit.devices.jetson import board_state, is_jetson, throttled
+from vitkit.energy import Meter, open_meter
 from vitkit.runtimes.card import Artifact, read_card, sha256
 from vitkit.runtimes.engine import FORMATS, Engine, open_engine
 from vitkit.runtimes.errors import BadInput, BadRequest
@@ -41,6 +43,8 @@ WARMUP_S = 1.0
 # The vendors' thread pools keep spinning for some milliseconds after a run and would slow the next
 # engine by a factor of 2 to 3; after this pause they sleep.
 PAUSE_S = 0.03
+# Runnable processes a core, before the bench itself, from which on latencies are also those of others.
+NOISY_LOAD = 0.25
 # Long enough to spread the cost of pause and settling query, short enough that every engine meets the
 # same slow moments of the machine.
 BLOCK_NS = 100_000_000
@@ -60,7 +64,9 @@ class BenchReport:
     images; `rounds` tells in which round of the interleaving each ran; `stages_ns` holds the times of
     prepare, run and decode (empty for scope `engine`). `load_ns` is the opening of the artifact, its
     vendor package already imported; `first_ns` is the first run of the engine after that. `started`
-    identifies the call of `bench`: only reports that share it were measured together.
+    identifies the call of `bench`: only reports that share it were measured together. `energy` holds the
+    `joules` that the machine took over all recorded queries, and the `source` of that estimate; None where
+    no meter can be read.
     """
 
     artifact: str
@@ -85,6 +91,7 @@ class BenchReport:
     settings: dict[str, Any]
     environment: dict[str, Any]
     started: str
+    energy: dict[str, Any] | None = None
 
     @property
     def n(self) -> int:
@@ -122,6 +129,17 @@ class BenchReport:
         return {stage: median(times) / 1e6 for stage, times in self.stages_ns.items()}
 
     @property
+    def joules_per_image(self) -> float | None:
+        """Energy of an image in J, that of everything else on the machine included; None without a meter."""
+        return self.energy["joules"] / (self.batch * self.n) if self.energy and self.n else None
+
+    @property
+    def emulated(self) -> str | None:
+        """The instruction set that the CPU was capped to, to show a lesser one; None for the real machine."""
+        isa: str | None = self.environment.get("emulated_isa")
+        return isa
+
+    @property
     def stage_gap(self) -> float | None:
         """Share of the wall time that no stage accounts for; None for scope `engine`."""
         if not self.stages_ns:
@@ -131,6 +149,8 @@ class BenchReport:
     @property
     def invalid(self) -> str | None:
         """Why this measurement must not be used; None where it may."""
+        if slowed := self.environment.get("throttled"):
+            return f"the board throttled itself meanwhile ({', '.join(slowed)}): cool it, or feed it better"
         gap = self.stage_gap
         if gap is None or abs(gap) <= MAX_STAGE_GAP:
             return None
@@ -144,6 +164,8 @@ class BenchReport:
             "images_per_second": self.images_per_second,
             "stage_medians_ms": self.stage_medians_ms,
             "stage_gap": self.stage_gap,
+            "joules_per_image": self.joules_per_image,
+            "emulated": self.emulated,
             "invalid": self.invalid,
         }
         return {**asdict(self), "summary": summary}
@@ -193,6 +215,7 @@ class _Lane:
     rounds: list[int] = field(default_factory=list)
     stages_ns: list[tuple[int, ...]] = field(default_factory=list)
     measured_ns: int = 0
+    joules: float = 0.0
 
 
 def _silent(text: str, fraction: float) -> None:
@@ -230,7 +253,7 @@ def bench(
     pool = _pool(images, pool_size, seed)
     with ExitStack() as stack:
         opened = []
-        for path, label in zip(artifacts, _labels(artifacts), strict=True):
+        for path, label in zip(artifacts, labels(artifacts), strict=True):
             progress(f"opening {label}", 0.0)
             settings = {"device": device, "threads": threads, "decode": decode}
             opened.append(_open(path, label, settings, batch, pool.images))
@@ -240,9 +263,15 @@ def bench(
             progress(f"warming up {lane.opened.label} ({lane.scope})", 0.0)
             _warm_up(lane)
         _choose_blocks(lanes)
-        _measure(lanes, duration, np.random.default_rng([seed, 2]), progress)
-        environment["load_average_after"] = load_average()
-        return [_report(lane, device, threads, pool.description, environment, started) for lane in lanes]
+        meter = open_meter()
+        if meter is not None:
+            stack.callback(meter.close)
+        _measure(lanes, duration, np.random.default_rng([seed, 2]), progress, meter)
+        environment.update(_afterwards(environment))
+        source = meter.source if meter else None
+        return [
+            _report(lane, device, threads, pool.description, environment, started, source) for lane in lanes
+        ]
 
 
 def _check_request(
@@ -259,7 +288,8 @@ def _check_request(
         raise BadRequest(f"the scopes are {', '.join(scopes) or 'none'}; known are {', '.join(_QUERIES)}")
 
 
-def _labels(artifacts: Sequence[Path]) -> list[str]:
+def labels(artifacts: Sequence[Path]) -> list[str]:
+    """What reports call artifacts: the names of their folders, or the paths where names repeat."""
     names = [path.resolve().name for path in artifacts]
     return names if len(set(names)) == len(names) else [str(path) for path in artifacts]
 
@@ -276,7 +306,17 @@ def _environment() -> dict[str, Any]:
         "numpy": np.__version__,
         "vitkit": __version__,
         "command": shlex.join(sys.argv),
+        **({"jetson_before": board_state()} if is_jetson() else {}),
     }
+
+
+def _afterwards(before: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {"load_average_after": load_average()}
+    if "jetson_before" in before:
+        found["jetson_after"] = board_state()
+        states = (before["jetson_before"]["throttling"], found["jetson_after"]["throttling"])
+        found["throttled"] = throttled(*states)
+    return found
 
 
 def _pool(folder: Path | None, size: int, seed: int) -> _Pool:
@@ -286,11 +326,11 @@ def _pool(folder: Path | None, size: int, seed: int) -> _Pool:
         images = [_photograph(int(height), int(width), rng) for height, width in sizes]
         return _Pool(images, {"source": "generated", "size": size, "seed": seed})
     files, images, unreadable = find_images(folder), [], []
-    for i in rng.permutation(len(files)):
+    for path in _shuffled(files, seed):
         if len(images) == size:
             break
         try:
-            images.append(read_image(files[i]))
+            images.append(read_image(path))
         except BadInput as error:
             unreadable.append(str(error))
     if not images:
@@ -301,6 +341,18 @@ def _pool(folder: Path | None, size: int, seed: int) -> _Pool:
         )
     description = {"source": str(folder), "size": len(images), "seed": seed, "unreadable": len(unreadable)}
     return _Pool(images, description)
+
+
+def pool_files(folder: Path, size: int, seed: int) -> list[Path]:
+    """The files that a pool of `size` images is drawn from, and some to spare for unreadable ones.
+
+    Raises BadInput where the folder holds no image.
+    """
+    return _shuffled(find_images(folder), seed)[: 2 * size]
+
+
+def _shuffled(files: list[Path], seed: int) -> list[Path]:
+    return [files[i] for i in np.random.default_rng([seed, 0]).permutation(len(files))]
 
 
 def _photograph(height: int, width: int, rng: np.random.Generator) -> Image:
@@ -391,7 +443,13 @@ def _choose_blocks(lanes: list[_Lane]) -> None:
         lane.block = max(MIN_BLOCK, math.ceil(block_ns / each))
 
 
-def _measure(lanes: list[_Lane], duration: float, rng: np.random.Generator, progress: Progress) -> None:
+def _measure(
+    lanes: list[_Lane],
+    duration: float,
+    rng: np.random.Generator,
+    progress: Progress,
+    meter: Meter | None = None,
+) -> None:
     """Rounds of one block for each lane, in drawn order, until all have `duration` seconds recorded."""
     number, done = 0, 0.0
     while done < 1:
@@ -400,8 +458,10 @@ def _measure(lanes: list[_Lane], duration: float, rng: np.random.Generator, prog
             time.sleep(PAUSE_S)
             # Unrecorded: it finds threads asleep and caches full of the previous engine.
             lane.query()
+            joules = meter.joules() if meter else 0.0
             for _ in range(lane.block):
                 _record(lane, number)
+            lane.joules += meter.joules() - joules if meter else 0.0
         number += 1
         done = min(lane.measured_ns for lane in lanes) / (duration * 1e9)
         progress(f"measuring, round {number}", min(done, 1.0))
@@ -422,6 +482,7 @@ def _report(
     pool: dict[str, Any],
     environment: dict[str, Any],
     started: str,
+    meter: str | None,
 ) -> BenchReport:
     opened = lane.opened
     artifact, card = opened.engine.artifact, opened.engine.card
@@ -446,8 +507,9 @@ def _report(
         pool=pool,
         protocol={"pause_s": PAUSE_S, "settling_queries": 1, "block": lane.block},
         settings=dict(opened.engine.session.settings),
-        environment=environment,
+        environment=dict(environment),
         started=started,
+        energy={"source": meter, "joules": lane.joules} if meter else None,
     )
 
 
@@ -538,7 +600,8 @@ def _tables(reports: Sequence[BenchReport]) -> dict[str, list[list[str]]]:
     tables: dict[str, list[list[str]]] = {}
     for report, ratio in zip(reports, ratios, strict=True):
         batch = f", batch {report.batch}" if report.batch > 1 else ""
-        title = f"scope {report.scope}{batch}"
+        emulated = f", emulated {report.emulated}" if report.emulated else ""
+        title = f"scope {report.scope}{batch}{emulated}"
         stages = [STAGE_HEADER] if report.stages_ns else []
         rows = tables.setdefault(title, [[*HEADER, *stages]])
         rows.append(
@@ -585,11 +648,13 @@ def notes(reports: Sequence[BenchReport]) -> list[str]:
 def _circumstances(report: BenchReport) -> list[str]:
     environment, pool = report.environment, report.pool
     cpu = environment["cpu"]
+    machine = f"Measured on {environment['machine']['name']}. " if "machine" in environment else ""
     features = " ".join(cpu["features"] or []) or "unknown"
     cores = cpu["usable_cores"] or cpu["cores"] or "unknown"
     return [
-        f"Device {report.device}; CPU {cpu['model'] or 'unknown'}, cores {cores}, features {features}; "
-        f"threads {report.threads or 'as the vendor chooses'}.",
+        *_warnings(report),
+        f"{machine}Device {report.device}; CPU {cpu['model'] or 'unknown'}, cores {cores}, features "
+        f"{features}; threads {report.threads or 'as the vendor chooses'}.",
         f"Governor {cpu['governor'] or 'unknown'}; load average {_load(environment['load_average_before'])} "
         f"before, {_load(environment['load_average_after'])} after.",
         f"Inputs drawn with replacement from {pool['size']} images ({pool['source']}), seed {pool['seed']}.",
@@ -598,6 +663,25 @@ def _circumstances(report: BenchReport) -> list[str]:
         "speed: within a round, median time per image of the scope's first artifact over this one's; median "
         "of the rounds (95 % interval).",
     ]
+
+
+def _warnings(report: BenchReport) -> list[str]:
+    lines, cpu = [], report.environment["cpu"]
+    if report.emulated:
+        beyond = report.settings.get("beyond_cap", {})
+        exceptions = ", ".join(f"{count} {kernel}" for kernel, count in beyond.items())
+        ignored = f"These ignore the cap, so a real CPU is slower: {exceptions}."
+        lines.append(
+            f"EMULATED: {report.artifact} may use no more than {report.emulated} here; clocks, caches and "
+            f"memory stay this machine's. {ignored if beyond else 'All kernels obey.'}"
+        )
+    load, cores = report.environment["load_average_before"], cpu["usable_cores"] or cpu["cores"]
+    if load and cores and load[0] > NOISY_LOAD * cores:
+        lines.append(
+            f"NOISY: before the start {load[0]:.1f} processes wanted the {cores} cores; p90 and p99 are of a "
+            "machine that does other things too. Ratios hold better, since engines took turns."
+        )
+    return lines
 
 
 def _load(values: list[float] | None) -> str:

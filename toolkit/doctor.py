@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import platform
 import re
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -76,7 +77,8 @@ def _requirements() -> list[_Requirement]:
         lines = metadata.requires("vitkit") or []
     except metadata.PackageNotFoundError:
         return []
-    found = (re.match(r"([\w.-]+)>=([\d.]+)(?:.*extra == ['\"](\w+))?", line) for line in lines)
+    here = (line for line in lines if 'python_version < "3.11"' not in line or sys.version_info < (3, 11))
+    found = (re.match(r"([\w.-]+)>=([\d.]+)(?:.*extra == ['\"](\w+))?", line) for line in here)
     return [_Requirement(*match.groups()) for match in found if match]
 
 

@@ -288,6 +288,32 @@ def test_progress_ends_at_one(monkeypatch):
     assert seen[-1] == 1.0
 
 
+class Clock:
+    """A meter of 2 J a query, whoever asks."""
+
+    def __init__(self, recorder):
+        self.recorder = recorder
+
+    def joules(self):
+        return 2.0 * sum(event[0] == "query" for event in self.recorder.events)
+
+
+def test_energy_is_that_of_the_recorded_queries(monkeypatch):
+    recorder = Recorder(monkeypatch)
+    lanes = [recorder.lane("a", 10_000_000), recorder.lane("b", 30_000_000)]
+    for lane in lanes:
+        lane.block = 5
+    module._measure(lanes, 1.0, np.random.default_rng(0), lambda text, done: None, Clock(recorder))
+    for lane in lanes:
+        assert lane.joules == 2.0 * len(lane.times_ns)
+
+
+def test_energy_of_an_image():
+    energy = {"source": "RAPL", "joules": 12.0}
+    assert report([1] * 3, batch=2, energy=energy).joules_per_image == 2.0
+    assert report([1] * 3).joules_per_image is None
+
+
 class FakeEngine:
     def __init__(self):
         self.card = SimpleNamespace(inputs=(TensorSpec("x", (None, 1), "uint8"),))
@@ -420,8 +446,8 @@ def test_reports_survive_json(artifact, tmp_path):
 
 def test_artifacts_of_the_same_name_are_told_apart(tmp_path):
     paths = [tmp_path / "a/onnx", tmp_path / "b/onnx"]
-    assert module._labels(paths) == [str(path) for path in paths]
-    assert module._labels([tmp_path / "a/onnx", tmp_path / "b/openvino"]) == ["onnx", "openvino"]
+    assert module.labels(paths) == [str(path) for path in paths]
+    assert module.labels([tmp_path / "a/onnx", tmp_path / "b/openvino"]) == ["onnx", "openvino"]
 
 
 # Refusals
@@ -505,6 +531,33 @@ def test_invalid_measurements_say_so():
     assert "3.0%" in bad.invalid
     assert notes([good, bad])[0].startswith("INVALID: a (image)")
     assert "INVALID" in to_markdown([bad])
+
+
+def circumstances(**values):
+    return {**report([1]).environment, **values}
+
+
+def test_throttled_measurements_are_invalid():
+    assert report([1], environment=circumstances(throttled=[])).invalid is None
+    hot = report([1], environment=circumstances(throttled=["gpu-throttle-alert"]))
+    assert "gpu-throttle-alert" in hot.invalid
+    assert notes([hot])[0].startswith("INVALID: a (engine)")
+
+
+def test_emulated_measurements_say_so_everywhere():
+    settings = {"beyond_cap": {"MVN jit_avx512_f32": 25}}
+    one = report([1], environment=circumstances(emulated_isa="avx2"), settings=settings)
+    assert one.to_json()["summary"]["emulated"] == "avx2"
+    assert "emulated avx2" in to_markdown([one])
+    assert any(line.startswith("EMULATED") and "25 MVN jit_avx512_f32" in line for line in notes([one]))
+    assert not any("EMULATED" in line for line in notes([report([1])]))
+
+
+def test_busy_machines_are_told():
+    busy = report([1], environment=circumstances(load_average_before=[1.5, 0.0, 0.0]))
+    idle = report([1], environment=circumstances(load_average_before=[0.3, 4.0, 4.0]))
+    assert any(line.startswith("NOISY") for line in notes([busy]))
+    assert not any(line.startswith("NOISY") for line in notes([idle]))
 
 
 def test_bench_needs_no_torch_and_no_vendor():

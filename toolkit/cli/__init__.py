@@ -18,7 +18,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-from vitkit.cli import check, data, make, predict, use  # noqa: E402, F401
+from vitkit.cli import check, data, device, make, predict, use  # noqa: E402, F401
 
 
 def main() -> None:

@@ -1,0 +1,259 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import zipfile
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+import tomllib
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_bench import write_artifact
+from typer.testing import CliRunner
+
+from vitkit.cli import app
+from vitkit.devices import measure, registry
+from vitkit.devices.link import Link, bench_on
+from vitkit.devices.registry import KINDS, Device, default_file, find_device, read_devices, write_devices
+from vitkit.devices.wheel import runtime_wheel
+from vitkit.runtimes.card import sha256
+from vitkit.runtimes.errors import BadRequest, DeviceError
+
+PI = Device("pi", "ssh", "pi@10.0.0.2")
+ORIN = Device(
+    "orin", "jetson", "ssh://nv@orin:2222", "~/env/bin/python", "/data/vit kit", ("onnx", "openvino")
+)
+SHORT = {"device": "cpu", "duration": 0.02, "pool_size": 2, "threads": 1, "scopes": ["engine"]}
+
+text = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1)
+devices = st.builds(
+    Device,
+    name=st.from_regex(r"[a-z][A-Za-z0-9._-]{3,9}", fullmatch=True).filter(
+        lambda n: n.split(".")[0] != "auto"
+    ),
+    kind=st.sampled_from([kind for kind in KINDS if kind != "local"]),
+    address=text.filter(lambda t: not t.startswith("-") and not any(sign.isspace() for sign in t)),
+    python=text,
+    folder=text,
+    targets=st.lists(st.sampled_from(["onnx", "openvino"]), unique=True).map(tuple),
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(devices, unique_by=lambda device: device.name.lower(), max_size=4))
+def test_devices_survive_the_file(tmp_path_factory, entries):
+    file = tmp_path_factory.mktemp("devices") / "new/devices.toml"
+    known = {entry.name: entry for entry in entries}
+    write_devices(known, file)
+    assert read_devices(file) == known
+    # A reader of another make sees the same.
+    tables = tomllib.loads(file.read_text(encoding="utf-8"))
+    assert {name: table["address"] for name, table in tables.items()} == {e.name: e.address for e in entries}
+
+
+def test_a_file_that_a_person_wrote(tmp_path):
+    file = tmp_path / "devices.toml"
+    file.write_text('[pi]\nkind = "ssh"\naddress = "pi@10.0.0.2"\n')
+    assert read_devices(file) == {"pi": PI}
+    assert read_devices(tmp_path / "none.toml") == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        ("[pi", "cannot be read"),
+        ("pi = 1", "'pi' is no table"),
+        ('[pi]\nkind = "ssh"\naddres = "x"', "unknown key 'addres'"),
+        ('[pi]\naddress = "x"', "kind of pi is ''"),
+        ('[pi]\nkind = "usb"\naddress = "x"', "kind of pi is 'usb'; known are local, ssh"),
+        ('[pi]\nkind = "ssh"', "address of pi is ''"),
+        ('[pi]\nkind = "ssh"\naddress = 1', "address of pi is 1, not text"),
+        ('[pi]\nkind = "ssh"\naddress = "-oProxyCommand=x"', "address of pi is '-oProxyCommand=x'"),
+        ('[pi]\nkind = "ssh"\naddress = "a b"', "address of pi is 'a b'"),
+        ('[pi]\nkind = "local"\naddress = "x"', "pi is local"),
+        ('[pi]\nkind = "local"\npython = ""', "python of pi is ''"),
+        ('[pi]\nkind = "local"\nfolder = "a\\nb"', "folder of pi is"),
+        ('[pi]\nkind = "local"\ntargets = "onnx"', r"write \['onnx'\]"),
+        ('[pi]\nkind = "local"\ntargets = ["vga"]', "target 'vga'"),
+        ('[cpu]\nkind = "local"', "cannot be named 'cpu'"),
+        ('["a b"]\nkind = "local"', "cannot be named 'a b'"),
+    ],
+)
+def test_damaged_files_are_refused(tmp_path, content, match):
+    file = tmp_path / "devices.toml"
+    file.write_text(content)
+    with pytest.raises(BadRequest, match=match) as caught:
+        read_devices(file)
+    assert str(file) in str(caught.value)
+
+
+def test_the_file_lies_in_the_configuration_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert default_file() == tmp_path / "vitkit/devices.toml"
+    monkeypatch.delenv("XDG_CONFIG_HOME")
+    assert default_file() == Path.home() / ".config/vitkit/devices.toml"
+
+
+def test_finding_a_device(tmp_path, monkeypatch):
+    file = tmp_path / "devices.toml"
+    write_devices({"pi": PI, "orin": ORIN}, file)
+    assert find_device("pi", file) == PI
+    assert find_device("jetson", file) == ORIN
+    assert find_device("cpu", file) is None
+    assert find_device("GPU.1", file) is None
+    with pytest.raises(BadRequest, match="vitkit device add board --address USER@HOST"):
+        find_device("board", file)
+    write_devices({"orin": ORIN, "nano": Device("nano", "jetson", "n")}, file)
+    with pytest.raises(BadRequest, match="several Jetsons, orin, nano"):
+        find_device("jetson", file)
+    write_devices({"jetson": Device("jetson", "ssh", "n"), "orin": ORIN}, file)
+    assert find_device("jetson", file).kind == "ssh"
+
+
+def test_a_jetson_needs_no_entry_for_itself(tmp_path, monkeypatch):
+    file = tmp_path / "devices.toml"
+    with pytest.raises(BadRequest, match="vitkit device add jetson --kind jetson --address USER@HOST"):
+        find_device("jetson", file)
+    monkeypatch.setattr(registry, "is_jetson", lambda: True)
+    assert find_device("jetson", file) is None
+
+
+# The wheel
+
+
+def test_the_wheel_repeats_and_runs_from_the_path(tmp_path):
+    digest, data = runtime_wheel()
+    assert runtime_wheel() == (digest, data)
+    assert len(data) < 200_000
+    names = zipfile.ZipFile(BytesIO(data)).namelist()
+    assert {"vitkit/bench.py", "vitkit/runtimes/engine.py", "vitkit/devices/agent.py"} <= set(names)
+    assert not [name for name in names if name.startswith(("vitkit/train", "vitkit/models", "vitkit/cli"))]
+    path = tmp_path / "vitkit.whl"
+    path.write_bytes(data)
+    code = "import vitkit.devices.agent as a, importlib.metadata as m; print(a.__file__, m.version('vitkit'))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith(str(path))
+
+
+# Another Python on this machine
+
+
+@pytest.fixture
+def here(tmp_path):
+    return Device("here", "local", python=sys.executable, folder=str(tmp_path / "kept"))
+
+
+def test_a_bench_through_another_python(here, tmp_path):
+    artifact = write_artifact(tmp_path / "means")
+    (report,) = bench_on(here, [artifact], SHORT)
+    assert report.artifact == "means"
+    assert report.n > 0
+    assert report.environment["machine"] == {"name": "here", "kind": "local"}
+    assert sorted(path.name for path in (tmp_path / "kept").iterdir())[0] == "files"
+    assert not list((tmp_path / "kept").glob("run.*"))
+
+
+def test_the_engines_own_device_there(here, tmp_path):
+    write_devices({"here": here}, tmp_path / "devices.toml")
+    artifact = write_artifact(tmp_path / "means")
+    options = {**SHORT, "device": "here:npu"}
+    with pytest.raises(DeviceError, match="here: ONNX Runtime has no device 'npu'"):
+        measure(
+            [artifact],
+            options,
+            devices=tmp_path / "devices.toml",
+            max_isa=None,
+            progress=lambda text, done: None,
+        )
+
+
+def test_a_python_that_is_not_there(here):
+    with pytest.raises(DeviceError, match="here: there is no '/no/python' here"):
+        Link(Device("here", "local", python="/no/python")).__enter__()
+
+
+def test_a_device_that_is_no_jetson(tmp_path, here, monkeypatch):
+    from vitkit.devices import link as module
+
+    class OnThisMachine(Link):
+        def __init__(self, device):
+            super().__init__(here)
+
+    artifact = write_artifact(tmp_path / "means")
+    monkeypatch.setattr(module, "Link", OnThisMachine)
+    with pytest.raises(DeviceError, match="orin is no Jetson"):
+        bench_on(ORIN, [artifact], SHORT)
+
+
+# The commands
+
+
+def test_the_commands(tmp_path):
+    file = ["--devices", str(tmp_path / "devices.toml")]
+
+    def run(*arguments):
+        return CliRunner().invoke(app, ["device", *arguments, *file])
+
+    assert run("add", "pi", "--address", "pi@10.0.0.2", "--target", "onnx").exit_code == 0
+    assert isinstance(run("add", "pi", "--address", "else").exception, BadRequest)
+    assert run("add", "pi", "--address", "else", "--replace").exit_code == 0
+    assert (
+        run("add", "here", "--kind", "local", "--python", sys.executable, "--folder", str(tmp_path)).exit_code
+        == 0
+    )
+    listed = json.loads(run("list", "--json").stdout)
+    assert [(one["name"], one["kind"], one["address"]) for one in listed] == [
+        ("pi", "ssh", "else"),
+        ("here", "local", ""),
+    ]
+    found = json.loads(run("check", "here", "--json").stdout)
+    assert found["ok"]
+    assert {"run onnx", "python"} <= {check["name"] for check in found["checks"]}
+    assert not [check for check in found["checks"] if check["name"].startswith("train")]
+    assert run("remove", "pi").exit_code == 0
+    assert isinstance(run("remove", "pi").exception, BadRequest)
+    assert [one["name"] for one in json.loads(run("list", "--json").stdout)] == ["here"]
+
+
+SERVE = """
+import sys
+from pathlib import Path
+from vitkit.devices import agent
+agent.SILENCE_S = 1
+agent.serve(Path(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_silence_ends_the_far_end(tmp_path, busy):
+    artifact, (digest, data) = write_artifact(tmp_path / "means"), runtime_wheel()
+    (tmp_path / "files").mkdir()
+    names = {}
+    for name in ("card.json", "model.onnx"):
+        names[name] = sha256(artifact / name)
+        shutil.copy(artifact / name, tmp_path / "files" / names[name])
+    (tmp_path / digest).write_bytes(data)
+    command = [sys.executable, "-c", SERVE, str(tmp_path), str(tmp_path / digest)]
+    options = {**SHORT, "duration": 60.0}
+    asked = {"do": "bench", "artifacts": ["0"], "folders": {"0": names}, "options": options, "max_isa": None}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        if busy:
+            process.stdin.write(json.dumps(asked).encode() + b"\n")
+            process.stdin.flush()
+        # The pipe stays open: nothing but silence tells it.
+        out = process.stdout.read()
+        code = process.wait(20)
+        process.stdin.close()
+    assert code == -signal.SIGALRM
+    assert (b'"crashed": -9' in out) == busy
+    assert not list(tmp_path.glob("run.*"))

@@ -1,0 +1,158 @@
+"""The user's devices: `devices.toml`, a table for each."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vitkit.devices.jetson import is_jetson
+from vitkit.runtimes.engine import FORMATS
+from vitkit.runtimes.errors import BadRequest
+from vitkit.runtimes.files import write_text
+
+KINDS = ("local", "ssh", "jetson", "adb")
+_PHONE_FOLDER = "/data/local/tmp/vitkit"
+# Names that `--device` gives to the vendors' own devices on this machine.
+ENGINE_DEVICES = ("cpu", "gpu", "npu", "cuda", "auto")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True)
+class Device:
+    """A machine that engines can be measured on.
+
+    `kind`: `local` is another Python on this machine, `ssh` a machine that the system's `ssh` reaches,
+    `jetson` such a machine that must be a Jetson, `adb` a phone. `address` is what `ssh` takes: HOST,
+    USER@HOST, a name of the user's SSH configuration, or `ssh://USER@HOST:PORT`; of a phone its serial
+    number, or nothing where only one is plugged in. `python` is the device's Python 3.10 or newer that holds
+    numpy and the vendors' packages; `folder` is where files are kept there. Both may start with `~/`.
+    `targets` are those that the device is meant for; none means any. `tool` is, for a phone, the user's
+    `benchmark_model`, a file on this machine.
+    """
+
+    name: str
+    kind: str
+    address: str = ""
+    python: str = "python3"
+    folder: str = "~/.cache/vitkit"
+    targets: tuple[str, ...] = ()
+    tool: str = ""
+
+    def __post_init__(self) -> None:
+        """Raises BadRequest for a field that cannot be."""
+        if not _NAME.fullmatch(self.name) or self.name.lower().split(".")[0] in ENGINE_DEVICES:
+            raise BadRequest(
+                f"a device cannot be named {self.name!r}; use letters, digits, '.', '_' and '-', and none of "
+                f"{', '.join(ENGINE_DEVICES)}"
+            )
+        if self.kind not in KINDS:
+            raise BadRequest(f"the kind of {self.name} is {self.kind!r}; known are {', '.join(KINDS)}")
+        if self.kind == "local" and self.address:
+            raise BadRequest(f"{self.name} is local and has the address {self.address!r}; leave that away")
+        needs_none = self.kind == "local" or (self.kind == "adb" and not self.address)
+        if not needs_none and not re.fullmatch(r"[^\s\x00-\x1f\x7f-][^\s\x00-\x1f\x7f]*", self.address):
+            raise BadRequest(
+                f"the address of {self.name} is {self.address!r}; give what ssh takes: --address USER@HOST"
+            )
+        for what in ("python", "folder"):
+            if not getattr(self, what) or any(ord(sign) < 32 for sign in getattr(self, what)):
+                raise BadRequest(f"the {what} of {self.name} is {getattr(self, what)!r}; give a path")
+        if self.kind == "adb" and self.folder == Device.folder:
+            object.__setattr__(self, "folder", _PHONE_FOLDER)
+        if unknown := [target for target in self.targets if target not in FORMATS]:
+            raise BadRequest(f"{self.name} has the target {unknown[0]!r}; known are {', '.join(FORMATS)}")
+
+
+def default_file() -> Path:
+    """`devices.toml` in the user's configuration folder."""
+    base = os.environ.get("XDG_CONFIG_HOME")
+    return (Path(base) if base else Path.home() / ".config") / "vitkit" / "devices.toml"
+
+
+def read_devices(file: Path) -> dict[str, Device]:
+    """Devices by name; none where the file does not exist. Raises BadRequest where it is damaged."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        tables = tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise BadRequest(f"{file} cannot be read: {error}") from None
+    return {name: _device(name, table, file) for name, table in tables.items()}
+
+
+def _device(name: str, table: Any, file: Path) -> Device:
+    known = ("kind", "address", "python", "folder", "targets", "tool")
+    if not isinstance(table, dict):
+        raise BadRequest(f"{file}: {name!r} is no table; a device is a table such as [{name}]")
+    if unknown := sorted(set(table) - set(known)):
+        raise BadRequest(f"{file}: {name} has the unknown key {unknown[0]!r}; known are {', '.join(known)}")
+    for key, value in table.items():
+        texts = value if key == "targets" and isinstance(value, list) else [value]
+        if not all(isinstance(text, str) for text in texts):
+            raise BadRequest(f"{file}: {key} of {name} is {value!r}, not text")
+    targets = table.get("targets", [])
+    if isinstance(targets, str):
+        raise BadRequest(f"{file}: targets of {name} is {targets!r}; write [{targets!r}]")
+    try:
+        return Device(**{**table, "name": name, "kind": table.get("kind", ""), "targets": tuple(targets)})
+    except BadRequest as error:
+        raise BadRequest(f"{file}: {error}") from None
+
+
+def write_devices(devices: Mapping[str, Device], file: Path) -> None:
+    """Write all devices, replacing the file whole; raises BadRequest where it cannot be written."""
+    blocks = []
+    for device in devices.values():
+        values = {key: value for key, value in asdict(device).items() if key != "name" and value}
+        lines = [f"[{_quoted(device.name)}]", *(f"{key} = {_value(value)}" for key, value in values.items())]
+        blocks.append("\n".join(lines) + "\n")
+    write_text(file, "\n".join(blocks))
+
+
+def _value(value: str | Sequence[str]) -> str:
+    return _quoted(value) if isinstance(value, str) else f"[{', '.join(map(_quoted, value))}]"
+
+
+def _quoted(text: str) -> str:
+    # JSON's escapes are TOML's too, but TOML wants one more character escaped.
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def find_device(wanted: str, file: Path) -> Device | None:
+    """The device that `--device` means; None for one of this machine's own, such as `cpu`.
+
+    An entry of that name comes first. `jetson` is else the one entry of that kind, or this machine where it
+    is a Jetson. Raises BadRequest, with the command that adds an entry, where nothing fits.
+    """
+    if wanted.lower().split(".")[0] in ENGINE_DEVICES:
+        return None
+    devices = read_devices(file)
+    if wanted in devices:
+        return devices[wanted]
+    if wanted == "jetson":
+        boards = [device for device in devices.values() if device.kind == "jetson"]
+        if len(boards) > 1:
+            names = ", ".join(board.name for board in boards)
+            raise BadRequest(f"{file} has several Jetsons, {names}: name one with --device NAME")
+        if boards:
+            return boards[0]
+        if is_jetson():
+            return None
+        raise BadRequest(
+            f"this machine is no Jetson, and {file} names none; add it with: "
+            "vitkit device add jetson --kind jetson --address USER@HOST"
+        )
+    raise BadRequest(
+        f"there is no device {wanted!r}: {file} names {', '.join(devices) or 'none'}, and this machine's own "
+        f"are {', '.join(ENGINE_DEVICES)}; add it with: vitkit device add {wanted} --address USER@HOST"
+    )
