@@ -35,6 +35,7 @@ FORMAT = 1
 # printed, beside the number of samples.
 MIN_SAMPLES = {50.0: 1, 90.0: 64, 95.0: 130, 99.0: 662, 99.9: 6640}
 STAGES = ("prepare", "run", "decode")
+SCOPES = {"engine": "prepared feeds in, outputs out", "image": "photographs in, decoded results out"}
 MAX_STAGE_GAP = 0.02
 WARMUP_RUNS = 10
 WARMUP_S = 1.0
@@ -493,6 +494,10 @@ def _ratio(reference: BenchReport, report: BenchReport) -> Ratio:
     per_image = report.batch / reference.batch
     base, own = _round_medians(reference), _round_medians(report)
     ratios = [base[number] / own[number] * per_image for number in sorted(base.keys() & own.keys())]
+    if not ratios:
+        raise BadInput(
+            f"{reference.artifact} and {report.artifact} have no round in common; measure them again"
+        )
     low, high = _median_interval(ratios)
     return Ratio(report.artifact, reference.artifact, report.scope, median(ratios), low, high, len(ratios))
 

@@ -1,4 +1,4 @@
-"""Commands that check and measure: verify, evaluate, bench, inspect, doctor."""
+"""Commands that check and measure: verify, evaluate, bench, report, inspect, doctor."""
 
 from __future__ import annotations
 
@@ -256,6 +256,24 @@ def bench(
     if json:
         benchmark.save(reports, json)
         say(f"raw times: {json}")
+
+
+@app.command()
+def report(
+    results: Annotated[
+        list[Path],
+        typer.Argument(help="Files of vitkit bench --json FILE and vitkit evaluate --json > FILE."),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page to write, such as report.html.")],
+) -> None:
+    """Write one self-contained page that compares measured artifacts and devices.
+
+    Latency of every query, accuracy against latency, size, environment, and what is an estimate. Results of
+    one artifact are joined by the hashes of its files. The page needs no network and prints well.
+    """
+    from vitkit.report import write_report
+
+    say(f"the page is {write_report(results, out)}")
 
 
 @app.command()
