@@ -98,7 +98,7 @@ def _draw_strip(axes: Axes, row: Strip, top: float) -> None:
     dots = axes.transData.transform(np.column_stack([row.times, order]))
     cells = np.unique((2 * dots).round(), axis=0) / 2
     places = axes.transData.inverted().transform(cells).repeat(2, axis=0)
-    # A line of no length with round ends is a dot, and takes a third of a marker's bytes.
+    # A line of no length with round ends is a dot, and takes a tenth of a marker's bytes.
     path = Path(places, [Path.MOVETO, Path.LINETO] * len(cells))
     # Else matplotlib drops lines of no length.
     path.should_simplify = False
@@ -260,5 +260,7 @@ def _svg(figure: Figure, title: str) -> str:
 def _adapt(tag: str, prefix: str) -> str:
     if tag.startswith("<svg "):
         return re.sub(r' (width|height)="[^"]*"', "", tag)
+    # A dot in a third of the bytes.
+    tag = re.sub(r"M (\S+) (\S+)\s+L \1 \2\s+", r"M\1 \2h0", tag)
     tag = re.sub(r'(\bid="|xlink:href="#|url\(#)', rf"\1{prefix}-", tag)
     return re.sub("|".join(_VARIABLES), lambda colour: f"var(--{_VARIABLES[colour[0]]})", tag)
