@@ -98,6 +98,10 @@ class Artifact:
         stem = Path(self.card.engine).stem
         return sum((self.path / name).stat().st_size for name in self.card.files if Path(name).stem == stem)
 
+    def hashes(self) -> dict[str, str]:
+        """Hex SHA-256 of every file that the card lists; computed where a card written by hand has none."""
+        return {name: known or sha256(self.path / name) for name, known in self.card.files.items()}
+
 
 def sha256(path: Path) -> str:
     """Hex SHA-256 of a file, read in pieces."""

@@ -15,14 +15,14 @@ from datetime import datetime, timezone
 from importlib import import_module
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_origin, get_type_hints
 
 import numpy as np
 
 from vitkit.cpu import cpu_info, load_average
 from vitkit.devices.jetson import board_state, is_jetson, throttled
 from vitkit.energy import Meter, open_meter
-from vitkit.runtimes.card import Artifact, read_card, sha256
+from vitkit.runtimes.card import read_card
 from vitkit.runtimes.engine import FORMATS, Engine, open_engine
 from vitkit.runtimes.errors import BadInput, BadRequest
 from vitkit.runtimes.files import write_text
@@ -37,6 +37,7 @@ FORMAT = 1
 # printed, beside the number of samples.
 MIN_SAMPLES = {50.0: 1, 90.0: 64, 95.0: 130, 99.0: 662, 99.9: 6640}
 STAGES = ("prepare", "run", "decode")
+SCOPES = {"engine": "prepared feeds in, outputs out", "image": "photographs in, decoded results out"}
 MAX_STAGE_GAP = 0.02
 WARMUP_RUNS = 10
 WARMUP_S = 1.0
@@ -49,6 +50,8 @@ NOISY_LOAD = 0.25
 # same slow moments of the machine.
 BLOCK_NS = 100_000_000
 MIN_BLOCK = 5
+# Eleven days: a longer query in a file is no measurement.
+MAX_NS = 10**15
 GENERATED_SIZES = ((480, 640), (640, 480), (600, 800), (720, 1280))
 
 Progress = Callable[[str, float], None]
@@ -270,7 +273,8 @@ def bench(
         environment.update(_afterwards(environment))
         source = meter.source if meter else None
         return [
-            _report(lane, device, threads, pool.description, environment, started, source) for lane in lanes
+            _report(lane, device, threads, decode, pool.description, environment, started, source)
+            for lane in lanes
         ]
 
 
@@ -479,6 +483,7 @@ def _report(
     lane: _Lane,
     device: str,
     threads: int | None,
+    decode: Mapping[str, Any] | None,
     pool: dict[str, Any],
     environment: dict[str, Any],
     started: str,
@@ -491,7 +496,7 @@ def _report(
         name=card.name,
         target=card.target,
         precision=card.precision,
-        files=_hashes(artifact),
+        files=artifact.hashes(),
         size_bytes=artifact.size_bytes,
         device=device,
         scope=lane.scope,
@@ -505,17 +510,17 @@ def _report(
         rounds=lane.rounds,
         stages_ns=_by_stage(lane.stages_ns),
         pool=pool,
-        protocol={"pause_s": PAUSE_S, "settling_queries": 1, "block": lane.block},
+        protocol={
+            "pause_s": PAUSE_S,
+            "settling_queries": 1,
+            "block": lane.block,
+            "decode": dict(decode or {}),
+        },
         settings=dict(opened.engine.session.settings),
         environment=dict(environment),
         started=started,
         energy={"source": meter, "joules": lane.joules} if meter else None,
     )
-
-
-def _hashes(artifact: Artifact) -> dict[str, str]:
-    # A card written by hand has no hashes; opening the engine has compared those of any other.
-    return {name: known or sha256(artifact.path / name) for name, known in artifact.card.files.items()}
 
 
 def _by_stage(stages: list[tuple[int, ...]]) -> dict[str, list[int]]:
@@ -550,6 +555,10 @@ def _ratio(reference: BenchReport, report: BenchReport) -> Ratio:
     per_image = report.batch / reference.batch
     base, own = _round_medians(reference), _round_medians(report)
     ratios = [base[number] / own[number] * per_image for number in sorted(base.keys() & own.keys())]
+    if not ratios:
+        raise BadInput(
+            f"{reference.artifact} and {report.artifact} have no round in common; measure them again"
+        )
     low, high = _median_interval(ratios)
     return Ratio(report.artifact, reference.artifact, report.scope, median(ratios), low, high, len(ratios))
 
@@ -584,9 +593,35 @@ def load(path: Path) -> list[BenchReport]:
         body = json.loads(path.read_text(encoding="utf-8"))
         if body["format"] != FORMAT:
             raise BadInput(f"{path} has report format {body['format']!r}; this vitkit reads {FORMAT}")
-        return [BenchReport(**{k: v for k, v in one.items() if k != "summary"}) for one in body["reports"]]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return [_from_json(one) for one in body["reports"]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BadInput(f"{path} is not a file of bench reports: {error!r}") from None
+
+
+def _from_json(body: Mapping[str, Any]) -> BenchReport:
+    report = BenchReport(**{key: value for key, value in body.items() if key != "summary"})
+    for name, kind in get_type_hints(BenchReport).items():
+        if not _fits(getattr(report, name), kind):
+            raise ValueError(f"{name!r} is {str(getattr(report, name))[:80]!r}, no {kind}")
+    if not report.times_ns or not all(1 <= time <= MAX_NS for time in report.times_ns):
+        raise ValueError(f"'times_ns' must hold times from 1 to {MAX_NS} ns")
+    if report.batch < 1:
+        raise ValueError(f"'batch' is {report.batch}; it must be at least 1")
+    if any(len(each) != report.n for each in (report.rounds, *report.stages_ns.values())):
+        raise ValueError("'rounds' and 'stages_ns' must hold one number for each of 'times_ns'")
+    return report
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value from JSON has the type of an annotation."""
+    inside = get_args(kind)
+    if kind is Any or not inside:
+        return kind is Any or type(value) is kind
+    if get_origin(kind) is list:
+        return type(value) is list and all(_fits(item, inside[0]) for item in value)
+    if get_origin(kind) is dict:
+        return type(value) is dict and all(_fits(item, inside[1]) for item in value.values())
+    return any(_fits(value, one) for one in inside)
 
 
 HEADER = ("artifact", "p50 ms", "p90 ms", "p99 ms", "images/s", "speed", "n", "load ms", "first ms", "MB")

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from vitkit.cli.show import progress_bar, say
-from vitkit.evaluate import evaluate, evaluate_panoptic, open_network
-from vitkit.runtimes.files import check_writable
+from vitkit.evaluate import Accuracy, evaluate, evaluate_panoptic, open_network, to_json
+from vitkit.report import write_report
+from vitkit.runtimes.files import check_writable, write_text
 
 if TYPE_CHECKING:
     from vitkit.bench import BenchReport
     from vitkit.exporters.parity import Check
+    from vitkit.panoptic_quality import QualityReport
 
 ENGINES = (
     ("onnx", "fp32"),
@@ -58,16 +60,24 @@ class Made(NamedTuple):
 def run_demo(out: Path, *, quick: bool = False) -> Path:
     """Run every step below `out` and return the report's path; `quick` uses few images and epochs.
 
+    Beside report.md lies report.html, the page of `vitkit report` on what was measured.
+
     Raises what the steps raise. A data set or a finished run from an earlier demo is used again.
     """
     seconds: dict[str, float] = {}
     check_writable(out)
     out.mkdir(parents=True, exist_ok=True)
     sections = [section for part in PARTS for section in _run_part(part, out, quick, seconds)]
+    write_report([path for part in PARTS for path in _results(out / part.folder)], out / "report.html")
     report = out / "report.md"
     times = [f"- {name}: {value:.0f} s" for name, value in seconds.items()]
     report.write_text("\n".join(["# vitkit demo", "", *sections, "## Time spent", "", *times, ""]), "utf-8")
     return report
+
+
+def _results(folder: Path) -> list[Path]:
+    names = [f"{target}-{precision}-accuracy.json" for target, precision in ENGINES]
+    return [folder / "bench.json", *(folder / name for name in names if (folder / name).is_file())]
 
 
 def _run_part(part: Part, out: Path, quick: bool, seconds: dict[str, float]) -> list[str]:
@@ -152,12 +162,17 @@ def _accuracy(part: Part, path: Path, data: Path) -> float:
     from vitkit.data.panoptic import read_split
 
     network = open_network(path)
+    found: Accuracy | QualityReport
     if part.metric == "pq":
-        accuracy = evaluate_panoptic(network, read_split(data)).all.pq
+        truth = read_split(data)
+        found = evaluate_panoptic(network, truth)
+        body = to_json(path, network.card, str(truth.source), found, fast=False)
     else:
-        accuracy = evaluate(network, data / "val").top1
+        found = evaluate(network, data / "val")
+        body = to_json(path, network.card, str(data / "val"), found)
     network.close()
-    return accuracy
+    write_text(path.with_name(f"{path.name}-accuracy.json"), json.dumps(body) + "\n")
+    return found.top1 if isinstance(found, Accuracy) else found.all.pq
 
 
 def _has_bf16() -> bool:

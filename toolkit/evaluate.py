@@ -25,13 +25,14 @@ from vitkit.data.panoptic import (
     write_predictions,
 )
 from vitkit.panoptic_quality import PanopticQuality, QualityReport
-from vitkit.runtimes.card import ModelCard, read_card
+from vitkit.runtimes.card import Artifact, ModelCard, read_card
 from vitkit.runtimes.decode import decoder
 from vitkit.runtimes.errors import BadArtifact, BadInput
 from vitkit.runtimes.image import placement, prepare, read_image
 from vitkit.runtimes.panoptic import Panoptic
 from vitkit.runtimes.panoptic import Segment as Found
 
+FORMAT = 1
 BATCH = 16
 
 
@@ -55,6 +56,33 @@ class Accuracy:
     top1: float
     top5: float
     predictions: tuple[int, ...]
+
+    def summary(self) -> dict[str, Any]:
+        """The measured numbers, for JSON."""
+        return {"images": self.images, "top1": self.top1, "top5": self.top5}
+
+
+def to_json(
+    path: Path, card: ModelCard, data: str, found: Accuracy | QualityReport, **options: Any
+) -> dict[str, Any]:
+    """What was measured on which network, told by the hashes of its files, and on which data.
+
+    `size_bytes` is that of an engine, None for a run. `options` are the settings that change the figures.
+    """
+    artifact = Artifact(path, card)
+    return {
+        "format": FORMAT,
+        "network": str(path),
+        "artifact": path.resolve().name,
+        "name": card.name,
+        "target": card.target,
+        "precision": card.precision,
+        "files": artifact.hashes(),
+        "size_bytes": artifact.size_bytes if card.engine else None,
+        "data": data,
+        **options,
+        **found.summary(),
+    }
 
 
 def open_network(path: Path, threads: int | None = None) -> Network:

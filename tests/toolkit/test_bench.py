@@ -1,4 +1,5 @@
 import io
+import json
 import math
 import subprocess
 import sys
@@ -493,6 +494,41 @@ def test_other_files_are_not_taken_for_reports(tmp_path, text):
     path.write_text(text)
     with pytest.raises(BadInput, match="bench"):
         load(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("times_ns", []),
+        ("times_ns", [5, "6"]),
+        ("times_ns", [5, 0]),
+        ("times_ns", [5, 10**16]),
+        ("times_ns", [5, float("nan")]),
+        ("times_ns", [5]),
+        ("stages_ns", {"run": [1]}),
+        ("stages_ns", {"run": 1}),
+        ("rounds", [0, True]),
+        ("batch", 0),
+        ("threads", "two"),
+        ("environment", []),
+        ("artifact", None),
+    ],
+)
+def test_reports_with_damaged_values_are_refused(tmp_path, field, value):
+    path = tmp_path / "bench.json"
+    good = report([5, 6], stages_ns={"run": [4, 5]}, scope="image").to_json()
+    path.write_text(json.dumps({"format": 1, "reports": [good]}))
+    assert load(path)[0].times_ns == [5, 6]
+    path.write_text(json.dumps({"format": 1, "reports": [{**good, field: value}]}))
+    with pytest.raises(BadInput, match=field if field != "times_ns" or value != [5] else "rounds"):
+        load(path)
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_decoding_is_recorded(artifact):
+    (one,) = bench([artifact], duration=0.01, pool_size=1, scopes=["image"], decode={"top": 2})
+    (plain,) = bench([artifact], duration=0.01, pool_size=1, scopes=["image"])
+    assert (one.protocol["decode"], plain.protocol["decode"]) == ({"top": 2}, {})
 
 
 def test_a_missing_file_of_reports(tmp_path):

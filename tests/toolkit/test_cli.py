@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -145,6 +146,13 @@ def test_evaluate_counts_right(tmp_path, run_folder, artifact_of):
     for network in (run_folder, artifact_of("onnx", "fp32"), artifact_of("openvino", "fp32")):
         body = json.loads(vitkit("evaluate", network, "--data", tmp_path, "--json")[0])
         assert (body["images"], body["top1"], body["top5"]) == (8, 75.0, 75.0)
+        assert body["files"] == {
+            name: hashlib.sha256((network / name).read_bytes()).hexdigest() for name in body["files"]
+        }
+        engine = network / "model.onnx"
+        assert body["size_bytes"] == (engine.stat().st_size if engine.exists() else body["size_bytes"])
+        assert (body["size_bytes"] is None) == (body["target"] == "torch")
+        assert (body["artifact"], body["name"], body["data"]) == (network.name, "ps_vit_nano", str(tmp_path))
     (tmp_path / "stranger").mkdir()
     Image.fromarray(photos[0]).save(tmp_path / "stranger" / "x.png")
     assert "stranger" in vitkit("evaluate", run_folder, "--data", tmp_path, code=2)[1]

@@ -1,4 +1,4 @@
-"""Commands that check and measure: verify, evaluate, bench, inspect, doctor."""
+"""Commands that check and measure: verify, evaluate, bench, report, inspect, doctor."""
 
 from __future__ import annotations
 
@@ -123,23 +123,22 @@ def evaluate(
         _evaluate_predictions(predictions, data, split, json)
     elif network is not None:
         opened = open_network(network, threads)
-        body = {"network": str(network), "target": opened.card.target, "precision": opened.card.precision}
         if opened.card.task == "panoptic":
-            _evaluate_panoptic(opened, body, data, split, fast, save, json)
+            _evaluate_panoptic(opened, network, data, split, fast, save, json)
         elif split or fast or save:
             raise BadRequest(f"--split, --fast and --save are for panoptic networks; {network} is none")
         else:
-            _evaluate_classification(opened, body, data, json)
+            _evaluate_classification(opened, network, data, json)
         opened.close()
 
 
-def _evaluate_classification(network: Network, body: dict[str, Any], data: Path, json: bool) -> None:
-    from vitkit.evaluate import evaluate
+def _evaluate_classification(network: Network, path: Path, data: Path, json: bool) -> None:
+    from vitkit.evaluate import evaluate, to_json
 
     with progress_bar("classifying") as progress:
         accuracy = evaluate(network, data, progress)
     if json:
-        print_json({**body, "images": accuracy.images, "top1": accuracy.top1, "top5": accuracy.top5})
+        print_json(to_json(path, network.card, str(data), accuracy))
     else:
         kind = f"{network.card.name}, {network.card.target} {network.card.precision}"
         typer.echo(
@@ -149,7 +148,7 @@ def _evaluate_classification(network: Network, body: dict[str, Any], data: Path,
 
 def _evaluate_panoptic(
     network: Network,
-    body: dict[str, Any],
+    path: Path,
     data: Path,
     split: str | None,
     fast: bool,
@@ -157,15 +156,18 @@ def _evaluate_panoptic(
     json: bool,
 ) -> None:
     from vitkit.data.panoptic import check_predictions_path, read_split
-    from vitkit.evaluate import evaluate_panoptic
+    from vitkit.evaluate import evaluate_panoptic, to_json
 
     if save is not None:
         check_predictions_path(save)
     truth = read_split(data, split)
     with progress_bar("segmenting") as progress:
         report = evaluate_panoptic(network, truth, fast=fast, progress=progress, save=save)
-    kind = f"{network.card.name}, {network.card.target} {network.card.precision}"
-    _print_quality(report, f"{kind}{' (fast)' if fast else ''}", {**body, "fast": fast}, json)
+    if json:
+        print_json(to_json(path, network.card, str(truth.source), report, fast=fast))
+    else:
+        kind = f"{network.card.name}, {network.card.target} {network.card.precision}"
+        _print_quality(report, f"{kind}{' (fast)' if fast else ''}")
     if save is not None:
         say(f"predictions: {save}")
 
@@ -177,13 +179,13 @@ def _evaluate_predictions(predictions: Path, data: Path, split: str | None, json
     truth = read_split(data, split)
     with progress_bar("comparing") as progress:
         report = evaluate_predictions(truth, predictions, progress)
-    _print_quality(report, str(predictions), {"predictions": str(predictions)}, json)
-
-
-def _print_quality(report: QualityReport, title: str, body: dict[str, Any], json: bool) -> None:
     if json:
-        print_json({**body, **report.summary()})
-        return
+        print_json({"predictions": str(predictions), **report.summary()})
+    else:
+        _print_quality(report, str(predictions))
+
+
+def _print_quality(report: QualityReport, title: str) -> None:
     parts = {"all": report.all, "things": report.things, "stuff": report.stuff}
     # Of equal width, so that the points stand below each other.
     rows = [
@@ -322,6 +324,24 @@ def _bench_phone(
     if json:
         android.save(reports, json)
         say(f"reports: {json}")
+
+
+@app.command()
+def report(
+    results: Annotated[
+        list[Path],
+        typer.Argument(help="Files of vitkit bench --json FILE and vitkit evaluate --json > FILE."),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page to write, such as report.html.")],
+) -> None:
+    """Write one self-contained page that compares measured artifacts and devices.
+
+    Latency of every query, accuracy against latency, size, environment, and what is an estimate. Results of
+    one artifact are joined by the hashes of its files. The page needs no network and prints well.
+    """
+    from vitkit.report import write_report
+
+    say(f"the page is {write_report(results, out)}")
 
 
 @app.command()

@@ -103,8 +103,8 @@ def demo(
 ) -> None:
     """Walk the whole way on generated data: train, export, calibrate, verify, evaluate, measure, draw.
 
-    Leaves report.md with a table and pictures. About a quarter of an hour on two CPU cores. A finished
-    training in OUT is used again.
+    Leaves report.md with a table and pictures, and report.html, which compares the engines. About a quarter
+    of an hour on two CPU cores. A finished training in OUT is used again.
     """
     _share_the_machine()
     from vitkit.demo import run_demo

@@ -1,0 +1,176 @@
+"""Reading measured results and joining those of one artifact, told by the hashes of its files."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vitkit import evaluate
+from vitkit.bench import BenchReport, load
+from vitkit.runtimes.errors import BadInput, BadRequest
+
+# The standard normal's quantile for an interval of 95 %.
+Z95 = 1.959964
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Accuracy of one artifact or run on one data set: `value` per cent of `metric`.
+
+    `low` and `high` bound it at 95 % confidence by Wilson's interval, where it is a share of `images`; else
+    None. `fast` tells the decoding of a panoptic network. `size_bytes` is None of a run.
+    """
+
+    artifact: str
+    name: str
+    target: str
+    precision: str
+    files: dict[str, str]
+    size_bytes: int | None
+    metric: str
+    value: float
+    low: float | None
+    high: float | None
+    images: int
+    data: str
+    fast: bool
+
+    @property
+    def subject(self) -> tuple[str, str, int, bool]:
+        """What was measured on what; only values that share it compare."""
+        return self.metric, self.data, self.images, self.fast
+
+
+class Results(NamedTuple):
+    """What the page is made from; see `read_results`."""
+
+    reports: list[BenchReport]
+    evaluations: list[Evaluation]
+
+    def evaluations_of(self, files: dict[str, str]) -> list[Evaluation]:
+        """Those of the artifact with exactly these files."""
+        return [one for one in self.evaluations if one.files == files]
+
+
+def read_results(paths: Sequence[Path]) -> Results:
+    """Read bench and evaluate results; the same result in two files counts once.
+
+    Raises BadRequest where no result is named, BadInput for a file that is no such result, holds none or
+    was written by an earlier vitkit without the artifact's hashes, and for results of one artifact that
+    differ in its files or disagree about its accuracy.
+    """
+    if not paths:
+        raise BadRequest("no results; name files that `vitkit bench --json FILE` wrote")
+    reports: list[BenchReport] = []
+    evaluations: list[Evaluation] = []
+    sources: dict[tuple[str, ...], tuple[Path, dict[str, str]]] = {}
+    for path in paths:
+        found = _read(path)
+        for one in found:
+            _check_same(one, path, sources)
+            if isinstance(one, BenchReport):
+                if one not in reports:
+                    reports.append(one)
+            elif one not in evaluations:
+                _check_agrees(one, path, evaluations)
+                evaluations.append(one)
+    return Results(reports, evaluations)
+
+
+def _read(path: Path) -> Sequence[BenchReport | Evaluation]:
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadInput(f"{path} cannot be read as JSON: {error}") from None
+    if isinstance(body, dict) and "reports" in body:
+        reports = load(path)
+        if not reports:
+            raise BadInput(f"{path} holds no results; measure with: vitkit bench ARTIFACT --json {path}")
+        return reports
+    if isinstance(body, dict) and "network" in body and ("top1" in body or "all" in body):
+        return [_evaluation(body, path)]
+    predictions = isinstance(body, dict) and "predictions" in body
+    raise BadInput(
+        f"{path} holds {'accuracy of predictions, not of an artifact' if predictions else 'something else'}; "
+        "results are what `vitkit bench --json FILE` and `vitkit evaluate NETWORK --json > FILE` write"
+    )
+
+
+def _evaluation(body: dict[str, Any], path: Path) -> Evaluation:
+    if "files" not in body:
+        raise BadInput(
+            f"{path} was written by an earlier vitkit and does not tell which artifact it is of; write it "
+            f"again with: vitkit evaluate {body['network']} --data DATA --json > {path}"
+        )
+    if body.get("format") != evaluate.FORMAT:
+        raise BadInput(f"{path} has format {body.get('format')!r}; this vitkit reads {evaluate.FORMAT}")
+    try:
+        return _checked(body)
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{path} is damaged: {error!r}") from None
+
+
+def _checked(body: dict[str, Any]) -> Evaluation:
+    texts = {key: body[key] for key in ("artifact", "name", "target", "precision", "data")}
+    files, size, images, fast = body["files"], body["size_bytes"], body["images"], body.get("fast", False)
+    metric, value = ("top-1", body["top1"]) if "top1" in body else ("PQ", body["all"]["pq"])
+    known = isinstance(files, dict) and files and all(isinstance(each, str) for each in files.values())
+    for what, good in {
+        "the texts": all(isinstance(text, str) for text in texts.values()),
+        "'files'": known,
+        "'size_bytes'": size is None or (type(size) is int and size >= 0),
+        "'images'": type(images) is int and images > 0,
+        "'fast'": type(fast) is bool,
+        metric: type(value) in (int, float) and 0 <= value <= 100,
+    }.items():
+        if not good:
+            raise ValueError(f"{what} cannot be used")
+    low, high = _wilson(value / 100, images) if metric == "top-1" else (None, None)
+    return Evaluation(
+        **texts,
+        files=files,
+        size_bytes=size,
+        metric=metric,
+        value=value,
+        low=low,
+        high=high,
+        images=images,
+        fast=fast,
+    )
+
+
+def _wilson(share: float, n: int) -> tuple[float, float]:
+    """95 % interval, in per cent, of a share seen in n independent trials (Wilson 1927)."""
+    z2 = Z95**2 / n
+    centre = (share + z2 / 2) / (1 + z2)
+    half = math.sqrt(z2 * (share * (1 - share) + z2 / 4)) / (1 + z2)
+    return 100 * max(0.0, centre - half), 100 * min(1.0, centre + half)
+
+
+def _check_same(
+    one: BenchReport | Evaluation, path: Path, sources: dict[tuple[str, ...], tuple[Path, dict[str, str]]]
+) -> None:
+    key = (one.artifact, one.name, one.target, one.precision)
+    first, files = sources.setdefault(key, (path, one.files))
+    if files == one.files:
+        return
+    name = next(name for name in sorted({*files, *one.files}) if files.get(name) != one.files.get(name))
+    hashes = [(each.get(name) or "none")[:12] for each in (files, one.files)]
+    raise BadInput(
+        f"{first} and {path} both hold results of {one.artifact} ({one.name}, {one.target} {one.precision}), "
+        f"but {name} has SHA-256 {hashes[0]} in the first and {hashes[1]} in the second: it was exported "
+        "anew in between. Measure both again, or, if these are two artifacts, name their folders differently"
+    )
+
+
+def _check_agrees(one: Evaluation, path: Path, evaluations: Sequence[Evaluation]) -> None:
+    for other in evaluations:
+        if other.files == one.files and other.subject == one.subject and other.value != one.value:
+            raise BadInput(
+                f"{path} says {one.metric} {one.value:.2f} % of {one.artifact} on {one.data}, another result "
+                f"says {other.value:.2f} %; leave out the one that is wrong"
+            )

@@ -1,0 +1,105 @@
+"""What the page compares: reports with their speed-up and accuracy, artifacts, and where they ran."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from vitkit.bench import BenchReport, Ratio, compare
+from vitkit.report.results import Evaluation, Results
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+class Row(NamedTuple):
+    """One report with what belongs to it: its speed-up, and its artifact's accuracies."""
+
+    report: BenchReport
+    ratio: Ratio | None
+    evaluations: list[Evaluation]
+
+
+class Artifact(NamedTuple):
+    """One artifact or run of the results."""
+
+    one: BenchReport | Evaluation
+    evaluations: list[Evaluation]
+
+
+def rows_of(results: Results) -> list[Row]:
+    """All reports, the fastest median first."""
+    ratios: dict[tuple[str, str, str], Ratio] = {}
+    for started in dict.fromkeys(report.started for report in results.reports):
+        together = [report for report in results.reports if report.started == started]
+        ratios |= {(started, ratio.scope, ratio.artifact): ratio for ratio in compare(together)}
+    rows = [
+        Row(
+            report,
+            ratios.get((report.started, report.scope, report.artifact)),
+            results.evaluations_of(report.files),
+        )
+        for report in results.reports
+    ]
+    return sorted(rows, key=lambda row: row.report.percentile(50.0) or 0)
+
+
+def artifacts_of(results: Results) -> list[Artifact]:
+    """Every artifact and run of the results once, by the hashes of its files."""
+    found: dict[frozenset[tuple[str, str]], BenchReport | Evaluation] = {}
+    for report in results.reports:
+        found.setdefault(frozenset(report.files.items()), report)
+    for one in results.evaluations:
+        found.setdefault(frozenset(one.files.items()), one)
+    return [Artifact(one, results.evaluations_of(one.files)) for one in found.values()]
+
+
+def setting_of(report: BenchReport) -> str:
+    """Where and how a report was measured: device, CPU, threads, batch."""
+    threads = f"{report.threads} threads" if report.threads else "threads as the vendor chooses"
+    batch = f", batch {report.batch}" if report.batch > 1 else ""
+    return f"{device_of(report)}, {'1 thread' if report.threads == 1 else threads}{batch}"
+
+
+def device_of(report: BenchReport) -> str:
+    """The device and, where it is known, its CPU."""
+    cpu = report.environment.get("cpu")
+    model = cpu.get("model") if isinstance(cpu, dict) else None
+    return f"{report.device} ({model})" if model else report.device
+
+
+def letter(i: int) -> str:
+    """The short name of setting `i`: A, B, ..., Z, 27, 28, ..."""
+    return LETTERS[i] if i < len(LETTERS) else str(i + 1)
+
+
+def is_fast(report: BenchReport) -> bool:
+    """Whether scope `image` was decoded in the fast mode."""
+    decode = report.protocol.get("decode")
+    return isinstance(decode, dict) and bool(decode.get("fast"))
+
+
+def data_of(one: Evaluation) -> str:
+    """The data set in short, and how many images of it."""
+    place = "/".join(one.data.replace("\\", "/").rstrip("/").split("/")[-2:])
+    return f"{place}, n {one.images:,}{', fast decode' if one.fast else ''}"
+
+
+def flat(values: Any, depth: int = 4) -> str:
+    """A value of JSON on one line, down to a depth."""
+    if isinstance(values, (dict, list)) and depth == 0:
+        return "…"
+    if isinstance(values, dict):
+        return ", ".join(f"{key} {flat(value, depth - 1)}" for key, value in values.items())
+    if isinstance(values, list):
+        return " ".join(flat(value, depth - 1) for value in values)
+    return "unknown" if values is None else str(values)
+
+
+def facts_of(report: BenchReport) -> dict[str, str]:
+    """What is known of the circumstances, on one level."""
+    facts: dict[str, str] = {"device": report.device}
+    for name, value in report.environment.items():
+        if isinstance(value, dict):
+            facts |= {f"{name} {key}".replace("_", " "): flat(inner) for key, inner in value.items()}
+        else:
+            facts[name.replace("_", " ")] = flat(value)
+    return facts | {"inputs": flat(report.pool), "started": report.started}
