@@ -6,6 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from vitkit.calibration.dataset import CalibrationSet
 from vitkit.calibration.onnx import static_qdq
 from vitkit.calibration.policy import float_nodes
@@ -18,6 +20,8 @@ METHOD = (
     "onnxruntime static Q/DQ, placed for TensorRT: min-max, symmetric s8 activations, symmetric s8 weights "
     "per channel; Conv, MatMul, Gemm"
 )
+# The least float16 above zero.
+_LEAST_SCALE = np.float32(2**-24)
 _PRODUCTS = ("Conv", "MatMul", "Gemm")
 _OPTIONS = {
     "ActivationSymmetric": True,
@@ -47,6 +51,7 @@ def quantize(
         model, calibration, image, exclude=sorted(exclude), activations="QInt8", options=_OPTIONS
     )
     _unread(quantised, exclude)
+    _raise_scales(quantised)
     _name_by_reader(quantised)
     return quantised
 
@@ -71,6 +76,17 @@ def _unread(model: ModelProto, exclude: set[str]) -> None:
         for i, name in enumerate(node.input):
             node.input[i] = sources.get(name, name)
     _drop_unread(model)
+
+
+def _raise_scales(model: ModelProto) -> None:
+    """Keep the scales of channels that training left almost empty from vanishing in float16."""
+    import onnx
+
+    scales = {n.input[1] for n in model.graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")}
+    for item in model.graph.initializer:
+        if item.name in scales:
+            raised = np.maximum(onnx.numpy_helper.to_array(item), _LEAST_SCALE)
+            item.CopyFrom(onnx.numpy_helper.from_array(raised, item.name))
 
 
 def _is_shortcut(node: NodeProto, producers: dict[str, NodeProto]) -> bool:
