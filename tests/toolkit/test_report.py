@@ -9,6 +9,7 @@ import math
 import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from test_bench import report
 from test_cli import vitkit
 
-from vitkit.bench import save
+from vitkit.bench import BenchReport, save
 from vitkit.evaluate import Accuracy, to_json
 from vitkit.panoptic_quality import Quality, QualityReport
 from vitkit.report import write_report
@@ -254,14 +255,29 @@ def test_speed_is_told_within_one_call_only(write):
     assert "separate bench calls" in text
 
 
-def test_energy_has_a_column_only_where_it_was_measured(write):
-    plain = report([5])
-    energy = {"joules_per_image": 0.25, "estimate": True}
-    measured = report([6], environment={**plain.environment, "energy": energy}, started="later")
-    assert "J an image" not in made(write("plain.json", [plain]))
-    text = made(write("plain.json", [plain]), write("energy.json", [measured]))
-    assert column(text, "Latency, scope engine", "J an image") == ["–", "0.250 estimate"]
+@dataclass(frozen=True)
+class WithEnergy(BenchReport):
+    energy: dict | None = None
+
+
+def test_energy_has_a_column_only_where_it_was_measured():
+    plain = report([5] * 4)
+    measured = WithEnergy(
+        **{**vars(plain), "batch": 2, "started": "later"}, energy={"joules": 2.0, "source": "RAPL"}
+    )
+    assert "J an image" not in page(Results([plain], []))
+    text = page(Results([plain, measured], []))
+    assert column(text, "Latency, scope engine", "J an image") == ["–", "0.250 estimate: RAPL"]
     assert "not from a meter at the wall" in text
+
+
+def test_emulated_rows_are_marked():
+    plain = report([5])
+    held = report([6], environment={**plain.environment, "emulated_isa": "avx2"}, started="later")
+    text = page(Results([plain, held], []))
+    assert column(text, "Latency, scope engine", "artifact") == ["a", "a emulated avx2"]
+    assert "lesser instruction set" in text
+    assert "lesser instruction set" not in page(Results([plain], []))
 
 
 def test_invalid_measurements_are_named_and_plotted_against_no_accuracy(write):
@@ -299,6 +315,14 @@ def test_accuracy_in_the_fast_mode_belongs_to_latency_in_the_fast_mode(write):
     fast = made(write("fast.json", [bench(i, True) for i in range(2)]), *accuracies)
     assert "top-1 against latency" not in exact
     assert "top-1 against latency" in fast
+
+
+def test_several_models_are_told_apart_in_the_plots(write):
+    other = report([6], name="wide", files={"model.onnx": "1"})
+    assert ">means/a<" not in made(write("one.json", [report([5])]))
+    text = made(write("two.json", [report([5]), other]))
+    assert ">means/a<" in text
+    assert ">wide/a<" in text
 
 
 def test_numbers_have_three_significant_digits():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 
 from vitkit.bench import BenchReport, Ratio
@@ -25,7 +24,7 @@ def where_column(settings: Sequence[str]) -> Column:
 def latency_columns(rows: Sequence[Row], where: Column) -> list[Column]:
     """Of the table of one scope."""
     return [
-        Column("artifact", lambda row: _name(row.report.artifact, "invalid" if row.report.invalid else "")),
+        Column("artifact", lambda row: _name(row.report.artifact, _marks(row.report))),
         Column("model", lambda row: _name(row.report.name), shared=True),
         Column("target", lambda row: _name(row.report.target), shared=True),
         Column("precision", lambda row: _name(row.report.precision), shared=True),
@@ -92,12 +91,23 @@ def environment_columns(calls: Sequence[BenchReport]) -> list[Column]:
 
 
 def energy_cell(report: BenchReport) -> Cell | None:
-    """Joules an image, of `environment["energy"]`: an estimate unless its `estimate` is false."""
-    energy = report.environment.get("energy")
-    joules = energy.get("joules_per_image") if isinstance(energy, dict) else None
-    if not isinstance(energy, dict) or not isinstance(joules, (int, float)) or not math.isfinite(joules):
+    """Joules an image, where a report has `energy`: the `joules` of all its queries, and their `source`."""
+    energy = getattr(report, "energy", None)
+    if not isinstance(energy, dict) or not isinstance(energy.get("joules"), (int, float)):
         return None
-    return Cell(significant(joules), joules, "estimate" if energy.get("estimate", True) else "")
+    joules = energy["joules"] / (report.batch * report.n)
+    return Cell(significant(joules), joules, f"estimate: {energy.get('source')}")
+
+
+def emulated(report: BenchReport) -> str | None:
+    """The instruction set that the measurement was held to on a CPU that has more; None elsewhere."""
+    isa = report.environment.get("emulated_isa")
+    return str(isa) if isa else None
+
+
+def _marks(report: BenchReport) -> str:
+    isa = emulated(report)
+    return ", ".join(["invalid"] * bool(report.invalid) + [f"emulated {isa}"] * bool(isa))
 
 
 def _name(text: str, badge: str = "") -> Cell:

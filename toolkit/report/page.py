@@ -10,6 +10,7 @@ from importlib.resources import files
 from vitkit.bench import SCOPES, BenchReport
 from vitkit.report.columns import (
     artifact_columns,
+    emulated,
     energy_cell,
     environment_columns,
     latency_columns,
@@ -54,8 +55,10 @@ _SHARE = (
     "top-1 from a limited number of images, with Wilson's 95 % interval. Engines saw the same images, so "
     "their differences are surer than their intervals."
 )
-_ENERGY = (
-    "energy, where its column says so: from a board's or a CPU's own counters, not from a meter at the wall."
+_ENERGY = "energy, of all that ran: from the counters of a CPU or a board, not from a meter at the wall."
+_EMULATED = (
+    "rows marked as emulated: the engine was held to a lesser instruction set; clocks, caches and memory "
+    "stay those of this CPU."
 )
 _GENERATED = "latency on generated images stands for that on photographs."
 _ACCURACY = "Accuracy is a separate run of the same artifact, told by the hashes of its files."
@@ -137,23 +140,26 @@ def _legend(settings: Sequence[str]) -> str:
 
 
 def _scope(scope: str, rows: Sequence[Row], settings: Sequence[str], where: Column) -> str:
-    def label(row: Row) -> str:
-        text = f"{row.report.artifact}{' (invalid)' if row.report.invalid else ''}"
+    def label(row: Row, beside: Sequence[Row]) -> str:
+        model = f"{row.report.name}/" if len({other.report.name for other in beside}) > 1 else ""
+        text = f"{model}{row.report.artifact}{' (invalid)' if row.report.invalid else ''}"
         return f"{letter(place(row))} {text}" if len(settings) > 1 else text
 
     def place(row: Row) -> int:
         return settings.index(setting_of(row.report))
 
     what = f": {html(SCOPES[scope])}" if scope in SCOPES else ""
-    figures = [_distribution(scope, rows, [(label(row), place(row)) for row in rows])]
+    figures = [_distribution(scope, rows, [(label(row, rows), place(row)) for row in rows])]
     valid = [row for row in rows if not row.report.invalid]
     for subject in dict.fromkeys(one.subject for row in valid for one in row.evaluations):
-        points = [
-            (label(row), place(row), row.report, one)
+        found = [
+            (row, one)
             for row in valid
             for one in row.evaluations
             if one.subject == subject and (scope == "engine" or one.fast == is_fast(row.report))
         ]
+        beside = [row for row, _ in found]
+        points = [(label(row, beside), place(row), row.report, one) for row, one in found]
         if len(points) > 1:
             figures.append(_tradeoff(scope, points))
     return (
@@ -235,7 +241,8 @@ def _estimates(results: Results, rows: Sequence[Row]) -> str:
         (any(row.ratio for row in rows), _ESTIMATE + _SPEED),
         (len(calls) > 1, _ESTIMATE + _APART),
         (any(one.low is not None for one in results.evaluations), _ESTIMATE + _SHARE),
-        (any((cell := energy_cell(report)) and cell.badge for report in reports), _ESTIMATE + _ENERGY),
+        (any(map(energy_cell, reports)), _ESTIMATE + _ENERGY),
+        (any(map(emulated, reports)), _ESTIMATE + _EMULATED),
         (any(report.pool.get("source") == "generated" for report in reports), _ESTIMATE + _GENERATED),
         (bool(results.evaluations), _ACCURACY),
     ]

@@ -29,7 +29,7 @@ _MARKERS = "osD^vPX"
 _WIDTH, _MARGIN, _FONT = 400, 16, 12
 _STRIP, _ROW, _AXIS = 24, 54, 40
 _PARETO = 300
-_NAME = 24
+_NAME = 26
 # The width of a character, about.
 _LETTER = 7.1
 # Above this ratio of the largest to the smallest time the axis is logarithmic.
