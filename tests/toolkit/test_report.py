@@ -9,7 +9,7 @@ import math
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from test_bench import report
 from test_cli import vitkit
 
-from vitkit.bench import BenchReport, save
+from vitkit.bench import save
 from vitkit.evaluate import Accuracy, to_json
 from vitkit.panoptic_quality import Quality, QualityReport
 from vitkit.report import write_report
@@ -255,16 +255,9 @@ def test_speed_is_told_within_one_call_only(write):
     assert "separate bench calls" in text
 
 
-@dataclass(frozen=True)
-class WithEnergy(BenchReport):
-    energy: dict | None = None
-
-
 def test_energy_has_a_column_only_where_it_was_measured():
     plain = report([5] * 4)
-    measured = WithEnergy(
-        **{**vars(plain), "batch": 2, "started": "later"}, energy={"joules": 2.0, "source": "RAPL"}
-    )
+    measured = replace(plain, batch=2, started="later", energy={"joules": 2.0, "source": "RAPL"})
     assert "J an image" not in page(Results([plain], []))
     text = page(Results([plain, measured], []))
     assert column(text, "Latency, scope engine", "J an image") == ["–", "0.250 estimate: RAPL"]

@@ -91,22 +91,15 @@ def environment_columns(calls: Sequence[BenchReport]) -> list[Column]:
 
 
 def energy_cell(report: BenchReport) -> Cell | None:
-    """Joules an image, where a report has `energy`: the `joules` of all its queries, and their `source`."""
-    energy = getattr(report, "energy", None)
-    if not isinstance(energy, dict) or not isinstance(energy.get("joules"), (int, float)):
+    """Joules an image, where a report has them, and what measured them."""
+    joules = report.joules_per_image
+    if joules is None or report.energy is None:
         return None
-    joules = energy["joules"] / (report.batch * report.n)
-    return Cell(significant(joules), joules, f"estimate: {energy.get('source')}")
-
-
-def emulated(report: BenchReport) -> str | None:
-    """The instruction set that the measurement was held to on a CPU that has more; None elsewhere."""
-    isa = report.environment.get("emulated_isa")
-    return str(isa) if isa else None
+    return Cell(significant(joules), joules, f"estimate: {report.energy['source']}")
 
 
 def _marks(report: BenchReport) -> str:
-    isa = emulated(report)
+    isa = report.emulated
     return ", ".join(["invalid"] * bool(report.invalid) + [f"emulated {isa}"] * bool(isa))
 
 

@@ -10,7 +10,6 @@ from importlib.resources import files
 from vitkit.bench import SCOPES, BenchReport
 from vitkit.report.columns import (
     artifact_columns,
-    emulated,
     energy_cell,
     environment_columns,
     latency_columns,
@@ -242,7 +241,7 @@ def _estimates(results: Results, rows: Sequence[Row]) -> str:
         (len(calls) > 1, _ESTIMATE + _APART),
         (any(one.low is not None for one in results.evaluations), _ESTIMATE + _SHARE),
         (any(map(energy_cell, reports)), _ESTIMATE + _ENERGY),
-        (any(map(emulated, reports)), _ESTIMATE + _EMULATED),
+        (any(report.emulated for report in reports), _ESTIMATE + _EMULATED),
         (any(report.pool.get("source") == "generated" for report in reports), _ESTIMATE + _GENERATED),
         (bool(results.evaluations), _ACCURACY),
     ]
