@@ -42,16 +42,18 @@ class Session(Protocol):
 
 
 class Runtime(NamedTuple):
-    """Where the session of a target lives: module, vendor package, extra."""
+    """Where the session of a target lives: module, vendor package, extra, and what may stand in for it."""
 
     module: str
     package: str
     extra: str
+    substitute: str | None = None
 
 
 FORMATS = {
     "onnx": Runtime("vitkit.runtimes.onnx", "onnxruntime", "onnx"),
     "openvino": Runtime("vitkit.runtimes.openvino", "openvino", "openvino"),
+    "tflite": Runtime("vitkit.runtimes.tflite", "ai_edge_litert", "tflite", "tflite_runtime"),
 }
 
 
@@ -246,7 +248,8 @@ def open_engine(
 ) -> Engine:
     """Open an artifact folder for running.
 
-    `threads` are CPU threads of one run (default: the vendor's choice, usually every core). `device` is
+    `threads` are CPU threads of one run (default: the vendor's choice: one for TFLite, else usually every
+    core). `device` is
     `cpu`, or a device that the vendor offers here (`gpu`, `npu` for OpenVINO; `cuda` for ONNX Runtime).
     `decode` are options of the task's decoding: `{"top": 3}` of classification, `{"fast": True}` of
     panoptic segmentation.
