@@ -42,13 +42,20 @@ class Staged(Protocol):
 
 
 class Target(NamedTuple):
-    """A row of `TARGETS`: where the exporter lives, what it needs, what it makes, and why not the rest."""
+    """A row of `TARGETS`: where the exporter lives, what it needs, what it makes, and why not the rest.
+
+    `extra` installs the packages. `through_onnx` says whether an opset means anything, `free_batch` whether
+    the batch dimension may stay open.
+    """
 
     module: str
     quantiser: str
     packages: tuple[str, ...]
     precisions: tuple[str, ...]
     refusals: dict[str, str]
+    extra: str = "export"
+    through_onnx: bool = True
+    free_batch: bool = True
 
 
 TARGETS = {
@@ -65,6 +72,16 @@ TARGETS = {
         ("torch", "onnx", "onnxscript", "openvino", "nncf"),
         ("fp32", "fp16", "bf16", "int8"),
         {},
+    ),
+    "tflite": Target(
+        "vitkit.exporters.tflite",
+        "vitkit.calibration.tflite",
+        ("torch", "litert_torch", "ai_edge_litert", "ai_edge_quantizer"),
+        ("fp32", "fp16", "int8"),
+        {"bf16": "TFLite has no bf16 kernels for CPUs; use --target openvino, or --precision fp16"},
+        extra="tflite-export",
+        through_onnx=False,
+        free_batch=False,
     ),
 }
 INPUTS = {"uint8": {"layout": "NHWC", "dtype": "uint8"}, "float32": {"layout": "NCHW", "dtype": "float32"}}
@@ -84,11 +101,15 @@ def check_request(
         raise BadRequest(f"--input is {input!r}; it must be {' or '.join(INPUTS)}")
     if batch is not None and batch < 1:
         raise BadRequest(f"--batch is {batch}; it must be at least 1")
+    if batch is None and not row.free_batch:
+        raise BadRequest(f"{target} engines have a fixed batch size: use --batch N, not --dynamic-batch")
     for package in row.packages:
         if find_spec(package) is None:
-            raise MissingBackend(package, "export")
+            raise MissingBackend(package, row.extra)
     from vitkit.exporters.onnx import OPSETS
 
+    if opset is not None and not row.through_onnx:
+        raise BadRequest(f"--opset is {opset}, but {target} engines have no opset; leave it out")
     if opset is not None and opset not in OPSETS:
         raise BadRequest(f"--opset is {opset}; it must be {OPSETS.start} to {OPSETS.stop - 1}")
 
@@ -171,7 +192,7 @@ def _finish(
     provenance: dict[str, Any] = {
         **source.card.provenance,
         "source_weights": source.card.files.get("model.safetensors"),
-        "opset": opset,
+        **({"opset": opset} if TARGETS[target].through_onnx else {}),
         "versions": {"vitkit": _version("vitkit"), **{name: _version(name) for name in sorted(packages)}},
     }
     if calibration is not None:

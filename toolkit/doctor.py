@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 PLANNED = ("tensorrt",)
 # Enough to train and to export; the extras of a single vendor are checked by running it.
-_MAKING = ("train", "export")
+_MAKING = ("train", "export", "tflite-export")
 # uint8 [1, 2, 2, 3] -> Cast to float32 -> Flatten -> logits [1, 12], in ONNX's format. OpenVINO reads that
 # format too, so one graph serves both.
 _TINY_ONNX = base64.b64decode(
@@ -91,7 +91,7 @@ def _requirements() -> list[_Requirement]:
         lines = metadata.requires("vitkit") or []
     except metadata.PackageNotFoundError:
         return []
-    found = (re.match(r"([\w.-]+)>=([\d.]+)(?:.*extra == ['\"](\w+))?", line) for line in lines)
+    found = (re.match(r"([\w.-]+)>=([\d.]+)(?:.*extra == ['\"]([\w-]+))?", line) for line in lines)
     return [_Requirement(*match.groups()) for match in found if match]
 
 
