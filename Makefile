@@ -26,11 +26,11 @@ bench: .venv/installed
 
 # torch first: timm and torchvision, resolved together with it, may pick a newer one with CUDA packages.
 .venv/installed: pyproject.toml constraints.txt
-	@echo "installing into .venv: about 2 GB, a minute or two on a fast line"
+	@echo "installing into .venv: about 3 GB, a few minutes on a fast line"
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt setuptools wheel
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[export,dev]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[export,tflite-export,dev]"
 	touch .venv/installed
 
 clean:

@@ -34,6 +34,8 @@ ENGINES = [
     ("openvino", "fp32"),
     ("openvino", "bf16"),
     ("openvino", "int8"),
+    ("tflite", "fp32"),
+    ("tflite", "int8"),
 ]
 
 

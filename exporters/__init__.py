@@ -48,7 +48,8 @@ class Target(NamedTuple):
     """A row of `TARGETS`: where the exporter lives, what it needs, what it makes, and why not the rest.
 
     `stand_in` is the target whose runtime runs the graph for the parity check, where the engine itself is
-    built elsewhere.
+    built elsewhere. `extra` installs the packages. `through_onnx` says whether an opset means anything,
+    `free_batch` whether the batch dimension may stay open.
     """
 
     module: str
@@ -57,6 +58,9 @@ class Target(NamedTuple):
     precisions: tuple[str, ...]
     refusals: dict[str, str]
     stand_in: str | None = None
+    extra: str = "export"
+    through_onnx: bool = True
+    free_batch: bool = True
 
 
 TARGETS = {
@@ -81,6 +85,17 @@ TARGETS = {
         ("fp32", "fp16", "int8"),
         {"bf16": "TensorRT 8 has no bf16; use fp16"},
         stand_in="onnx",
+        free_batch=False,
+    ),
+    "tflite": Target(
+        "vitkit.exporters.tflite",
+        "vitkit.calibration.tflite",
+        ("torch", "litert_torch", "ai_edge_litert", "ai_edge_quantizer"),
+        ("fp32", "fp16", "int8"),
+        {"bf16": "TFLite has no bf16 kernels for CPUs; use --target openvino, or --precision fp16"},
+        extra="tflite-export",
+        through_onnx=False,
+        free_batch=False,
     ),
 }
 INPUTS = {"uint8": {"layout": "NHWC", "dtype": "uint8"}, "float32": {"layout": "NCHW", "dtype": "float32"}}
@@ -106,17 +121,21 @@ def check_request(
         raise BadRequest(f"--input is {input!r}; it must be {' or '.join(INPUTS)}")
     if batch is not None and batch < 1:
         raise BadRequest(f"--batch is {batch}; it must be at least 1")
-    _check_version(target, batch, opset, trt_version)
+    if batch is None and not row.free_batch:
+        raise BadRequest(f"{target} engines have a fixed batch size: use --batch N, not --dynamic-batch")
+    _check_version(target, opset, trt_version)
     for package in row.packages:
         if find_spec(package) is None:
-            raise MissingBackend(package, "export")
+            raise MissingBackend(package, row.extra)
     from vitkit.exporters.onnx import OPSETS
 
+    if opset is not None and not row.through_onnx:
+        raise BadRequest(f"--opset is {opset}, but {target} engines have no opset; leave it out")
     if opset is not None and opset not in OPSETS:
         raise BadRequest(f"--opset is {opset}; it must be {OPSETS.start} to {OPSETS.stop - 1}")
 
 
-def _check_version(target: str, batch: int | None, opset: int | None, trt_version: str | None) -> None:
+def _check_version(target: str, opset: int | None, trt_version: str | None) -> None:
     """Refuse what only TensorRT packages take, and what they do not take."""
     if target != "tensorrt":
         if trt_version is not None:
@@ -126,8 +145,6 @@ def _check_version(target: str, batch: int | None, opset: int | None, trt_versio
         raise BadRequest(f"--trt-version is {trt_version!r}; it must be one of {', '.join(FLAVOURS)}")
     if opset is not None:
         raise BadRequest("--opset follows from --trt-version for tensorrt; leave it out")
-    if batch is None:
-        raise BadRequest("TensorRT engines have a fixed batch size; use --batch N instead of --dynamic-batch")
 
 
 def check_calibration(precision: str, given: bool) -> None:
@@ -215,7 +232,7 @@ def _finish(
     provenance: dict[str, Any] = {
         **source.card.provenance,
         "source_weights": source.card.files.get("model.safetensors"),
-        "opset": opset,
+        **({"opset": opset} if TARGETS[target].through_onnx else {}),
         "versions": {"vitkit": _version("vitkit"), **{name: _version(name) for name in sorted(packages)}},
     }
     if calibration is not None:

@@ -125,7 +125,7 @@ def _capture(source: Source, image: ImageSpec, batch: int | None, opset: int) ->
     example, dynamic = _example(image, batch)
     with _quiet():
         program = torch.onnx.export(
-            _camera_module(source, image),
+            camera_module(source, image),
             (example,),
             dynamo=True,
             # The exporter's own optimiser miscompiles Reshape-MatMul-Reshape with equal leading sizes.
@@ -181,7 +181,7 @@ def _example(image: ImageSpec, batch: int | None) -> tuple[Tensor, Any]:
     return example, None if batch else ({0: torch.export.Dim("batch")},)
 
 
-def _camera_module(source: Source, image: ImageSpec) -> nn.Module:
+def camera_module(source: Source, image: ImageSpec) -> nn.Module:
     """The source as a module from camera pixels, or from normalised NCHW, to named outputs."""
     import torch
 

@@ -57,8 +57,14 @@ def softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
 def decode_classification(
     outputs: Mapping[str, NDArray[Any]], card: ModelCard, place: Placement, top: int = 5
 ) -> Classification:
-    """Outputs of ONE image (no batch dimension) -> its `top` classes."""
-    probabilities = softmax(outputs[card.decode.get("logits", card.outputs[0].name)])
+    """Outputs of ONE image (no batch dimension) -> its `top` classes.
+
+    A card whose `decode` names `probabilities` in place of `logits` has the softmax in its graph.
+    """
+    if ready := card.decode.get("probabilities"):
+        probabilities = outputs[ready].astype(np.float64)
+    else:
+        probabilities = softmax(outputs[card.decode.get("logits", card.outputs[0].name)])
     best = np.argsort(-probabilities, kind="stable")[:top]
     labels = tuple(
         Label(int(i), card.labels[i] if card.labels else str(i), float(probabilities[i])) for i in best
@@ -74,10 +80,11 @@ def _output(card: ModelCard, role: str, default: str) -> TensorSpec | None:
 
 
 def _check_classification(card: ModelCard) -> None:
-    logits = _output(card, "logits", card.outputs[0].name)
+    role = "probabilities" if "probabilities" in card.decode else "logits"
+    logits = _output(card, role, card.outputs[0].name)
     if logits is None or len(logits.shape) != 2:
         raise BadArtifact(
-            f"the card's decode names logits {logits}, which is no output of shape [N, classes]"
+            f"the card's decode names {role} {logits}, which is no output of shape [N, classes]"
         )
     if card.labels and logits.shape[1] not in (None, len(card.labels)):
         raise BadArtifact(f"the card has {len(card.labels)} labels for {logits.shape[1]} logits")

@@ -42,18 +42,23 @@ class Session(Protocol):
 
 
 class Runtime(NamedTuple):
-    """Where the session of a target lives: module, vendor package, extra; and the device it takes unasked."""
+    """Where the session of a target lives: module, vendor package, extra.
+
+    `device` is the one it takes unasked, `substitute` a package that may stand in for the vendor's.
+    """
 
     module: str
     package: str
     extra: str
     device: str = "cpu"
+    substitute: str | None = None
 
 
 FORMATS = {
     "onnx": Runtime("vitkit.runtimes.onnx", "onnxruntime", "onnx"),
     "openvino": Runtime("vitkit.runtimes.openvino", "openvino", "openvino"),
     "tensorrt": Runtime("vitkit.runtimes.tensorrt", "tensorrt", "tensorrt", "cuda"),
+    "tflite": Runtime("vitkit.runtimes.tflite", "ai_edge_litert", "tflite", substitute="tflite_runtime"),
 }
 
 
@@ -254,10 +259,10 @@ def open_engine(
 ) -> Engine:
     """Open an artifact folder for running.
 
-    `threads` are CPU threads of one run (default: the vendor's choice, usually every core). `device` is a
-    device that the vendor offers here (`gpu`, `npu` for OpenVINO; `cuda` for ONNX Runtime); by default `cpu`,
-    and `cuda` for TensorRT. A TensorRT package is built first, which takes minutes, unless this machine has
-    kept its engine.
+    `threads` are CPU threads of one run (default: the vendor's choice: one for TFLite, else usually every
+    core). `device` is a device that the vendor offers here (`gpu`, `npu` for OpenVINO; `cuda` for ONNX
+    Runtime); by default `cpu`, and `cuda` for TensorRT. A TensorRT package is built first, which takes
+    minutes, unless this machine has kept its engine.
     `decode` are options of the task's decoding: `{"top": 3}` of classification, `{"fast": True}` of
     panoptic segmentation.
 

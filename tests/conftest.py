@@ -71,6 +71,25 @@ def lively(model):
     return model.eval()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_conversion_each():
+    """TFLite's converter takes many seconds for the smallest network, so each is converted once."""
+    import vitkit.exporters.tflite as exporter
+
+    convert, made = exporter.convert, {}
+
+    def once(source, image, batch):
+        # The module is kept with its result, so that no other takes its place in memory.
+        key = (id(source.module), image, batch)
+        if key not in made:
+            made[key] = (source.module, convert(source, image, batch))
+        return made[key][1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exporter, "convert", once)
+        yield
+
+
 @pytest.fixture(scope="session")
 def run_folder(tmp_path_factory) -> Path:
     """A run of the nano model whose sampling points move, as after training."""

@@ -23,16 +23,30 @@ from vitkit.runtimes.engine import FORMATS, Runtime, open_engine
 if TYPE_CHECKING:
     from rich.table import Table
 
-PLANNED = ("tflite",)
 # Enough to train and to export; the extras of a single vendor are checked by running it.
-_MAKING = ("train", "export")
+_MAKING = ("train", "export", "tflite-export")
 # uint8 [1, 2, 2, 3] -> Cast to float32 -> Flatten -> logits [1, 12], in ONNX's format. OpenVINO reads that
 # format too, so one graph serves both.
 _TINY_ONNX = base64.b64decode(
     "CAg6aQoXCgF4EgFmIgRDYXN0KgkKAnRvGAGgAQIKFAoBZhIGbG9naXRzIgdGbGF0dGVuEgFnWhsKAXgSFgoUCAISEAoCCAEKAggC"
     "CgIIAgoCCANiGAoGbG9naXRzEg4KDAgBEggKAggBCgIIDEIECgAQDQ=="
 )
-_READS_ONNX = ("onnx", "openvino")
+# The same in TFLite's format: Cast, Reshape.
+_TINY_TFLITE = base64.b64decode(
+    "GAAAAFRGTDMAAA4AFAAQAAwACAAAAAQADgAAABAAAAA4AAAA1AEAAAMAAAACAAAAJAAAAAwAAAAAAAYACAAEAAYAAAAEAAAACAAAAAEA"
+    "AAAMAAAAoP///wEAAAAQAAAADAAUABAADAAIAAQADAAAABAAAACgAAAApAAAAKgAAAACAAAAXAAAABQAAAAAAA4AGAAUABAADAALAAQA"
+    "DgAAABgAAAAAAAARFAAAABgAAAABAAAABAAEAAQAAAABAAAAAwAAAAIAAAABAAAAAgAAAAAADgAWAAAAEAAMAAsABAAOAAAAGAAAAAAA"
+    "ACUYAAAAHAAAAAAABgAIAAcABgAAAAAAAAMBAAAAAQAAAAEAAAAAAAAAAQAAAAMAAAABAAAAAAAAAAQAAACkAAAAbAAAADgAAAAEAAAA"
+    "rP///wgAAAAQAAAABgAAAGxvZ2l0cwAAAgAAAAEAAAAMAAAADAAUABAADwAIAAQADAAAABAAAAABAAAAAAAAAgwAAAACAAAAdG8AAAEA"
+    "AAACAAAADAAMAAgAAAAAAAQADAAAAAgAAAAMAAAAAQAAAGYAAAAEAAAAAQAAAAIAAAACAAAAAwAAAAwAEAAMAAsAAAAEAAwAAAAMAAAA"
+    "AAAAAwwAAAABAAAAeAAAAAQAAAABAAAAAgAAAAIAAAADAAAAAgAAACAAAAAEAAAA9P///xYAAAAAAAAWDAAMAAsAAAAAAAQADAAAADUA"
+    "AAAAAAA1"
+)
+_TINY = {
+    "onnx": ("model.onnx", _TINY_ONNX),
+    "openvino": ("model.onnx", _TINY_ONNX),
+    "tflite": ("model.tflite", _TINY_TFLITE),
+}
 
 
 @dataclass(frozen=True)
@@ -60,11 +74,6 @@ def diagnose() -> list[Check]:
     return [
         *_basics(requirements),
         *(_target(target, runtime, requirements) for target, runtime in FORMATS.items()),
-        *(
-            Check(f"run {target}", False, "not supported by this version of vitkit yet")
-            for target in PLANNED
-            if target not in FORMATS
-        ),
         *_openvino_devices(),
         *(_package(one) for one in requirements if one.extra in _MAKING),
         *_cpu(cpu_info()),
@@ -78,7 +87,7 @@ def _requirements() -> list[_Requirement]:
     except metadata.PackageNotFoundError:
         return []
     here = (line for line in lines if 'python_version < "3.11"' not in line or sys.version_info < (3, 11))
-    found = (re.match(r"([\w.-]+)>=([\d.]+)(?:.*extra == ['\"](\w+))?", line) for line in here)
+    found = (re.match(r"([\w.-]+)>=([\d.]+)(?:.*extra == ['\"]([\w-]+))?", line) for line in here)
     return [_Requirement(*match.groups()) for match in found if match]
 
 
@@ -121,18 +130,21 @@ def _numbers(version: str) -> list[int]:
 def _target(target: str, runtime: Runtime, requirements: list[_Requirement]) -> Check:
     name, package = f"run {target}", runtime.package
     if not _is_here(package):
-        remedy = f"pip install 'vitkit[{runtime.extra}]'"
-        return Check(name, False, f"{package} is not installed", remedy)
+        if runtime.substitute is None or not _is_here(runtime.substitute):
+            remedy = f"pip install 'vitkit[{runtime.extra}]'"
+            return Check(name, False, f"{package} is not installed", remedy)
+        package = runtime.substitute
     reinstall = f"pip install --force-reinstall {package}"
     # A damaged or mismatched binary raises anything from OSError to AttributeError.
     try:
         version = str(getattr(import_module(package), "__version__", "of unknown version"))
     except Exception as error:
         return Check(name, False, f"{package} is installed but does not import: {_cause(error)}", reinstall)
-    minimum = next((one.minimum for one in requirements if one.package == package), "0")
+    # Packages are asked for with hyphens and imported with underscores.
+    minimum = next((one.minimum for one in requirements if one.package.replace("-", "_") == package), "0")
     if too_old := _too_old(version, minimum):
         return Check(name, False, f"{package} {too_old}", f"pip install --upgrade '{package}>={minimum}'")
-    if target not in _READS_ONNX:
+    if target not in _TINY:
         return Check(name, True, f"{package} {version} imports")
     try:
         _run_tiny_engine(target)
@@ -162,12 +174,12 @@ def _run_tiny_engine(target: str) -> None:
         inputs=(TensorSpec("x", (1, 2, 2, 3), "uint8"),),
         outputs=(TensorSpec("logits", (1, 12), "float32"),),
         image=ImageSpec(size=(2, 2), crop_pct=1.0),
-        engine="model.onnx",
-        files={"model.onnx": None},
+        engine=_TINY[target][0],
+        files={_TINY[target][0]: None},
     )
     image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        (Path(folder) / card.engine).write_bytes(_TINY_ONNX)
+        (Path(folder) / card.engine).write_bytes(_TINY[target][1])
         write_card(card, Path(folder))
         with open_engine(folder, threads=1) as engine:
             found = engine(image).label

@@ -23,6 +23,8 @@ from vitkit.runtimes.card import CARD_FILE, read_card, sha256
 # Packages, which nothing here runs as they are, have tests of their own.
 TARGETS = {target: row for target, row in exporters.TARGETS.items() if row.stand_in is None}
 EVERY = [(target, p) for target, row in TARGETS.items() for p in row.precisions]
+# TFLite's converter takes many seconds for each network; test_tflite_export.py does this with a small one.
+CONVERTED_QUICKLY = ("onnx", "openvino")
 # Worst mean distance of sampling points, in pixels of 64, and worst relative error of the logits.
 BOUNDS = {"fp32": (1e-3, 1e-4), "fp16": (0.05, 0.02), "bf16": (0.5, 0.15), "int8": (0.5, 0.2)}
 
@@ -88,7 +90,7 @@ def test_what_is_constant_is_folded():
 @pytest.mark.parametrize(
     "options", [{"image_size": 50, "n": 5, "iterations": 1}, {"n": 6, "share": False, "iterations": 2}]
 )
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", CONVERTED_QUICKLY)
 def test_other_sizes_and_grids_export_too(options, target, tmp_path):
     model = lively(build("ps_vit_nano", **options))
     source = Source(model, run_card("ps_vit_nano", model.config))
@@ -98,7 +100,7 @@ def test_other_sizes_and_grids_export_too(options, target, tmp_path):
     assert all(check.error < 1e-4 and check.others["points"] < 1e-3 for check in checks)
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", CONVERTED_QUICKLY)
 def test_int8_of_a_fixed_batch_is_calibrated_on_whole_batches(
     target, source, calibration, artifact_of, tmp_path
 ):
@@ -182,6 +184,9 @@ def test_other_peoples_folders_are_never_replaced(source, tmp_path):
         ({"target": "onnx", "input": "rgb"}, "rgb"),
         ({"target": "onnx", "batch": 0}, "--batch is 0"),
         ({"target": "onnx", "opset": 17}, "18 to 25"),
+        ({"target": "tflite", "batch": None}, "fixed batch size: use --batch N"),
+        ({"target": "tflite", "opset": 20}, "no opset; leave it out"),
+        ({"target": "tflite", "precision": "bf16"}, "TFLite has no bf16"),
     ],
 )
 def test_impossible_requests_are_refused(request_, words, source, tmp_path):

@@ -72,7 +72,7 @@ def exported(source, photos, tmp_path_factory):
     return make
 
 
-@pytest.mark.parametrize(("target", "batch"), [("onnx", 1), ("openvino", 1), ("onnx", None)])
+@pytest.mark.parametrize(("target", "batch"), [("onnx", 1), ("openvino", 1), ("tflite", 1), ("onnx", None)])
 def test_float_engines_equal_torch_at_every_stage(source, photos, exported, target, batch):
     folder, (_, parity) = exported(target, batch)
     assert parity.images == 8
@@ -96,7 +96,7 @@ def test_pixels_are_padded_below_and_right(exported):
         assert engine(photo).ids.shape == (50, 120)
 
 
-@pytest.mark.parametrize("target", ["onnx", "openvino"])
+@pytest.mark.parametrize("target", ["onnx", "openvino", "tflite"])
 def test_int8_keeps_the_assignments_and_mask_products_float(source, scenes, target, tmp_path, monkeypatch):
     # Random weights make an assignment of near ties: what is tested is the policy, not the parity.
     loose = LIMITS["int8"]._replace(logits=10, flips=1, stage_flips=1, classes=1)
@@ -104,8 +104,8 @@ def test_int8_keeps_the_assignments_and_mask_products_float(source, scenes, targ
     calibration = calibration_set(scenes / "train", 16)
     exporters.export(source, tmp_path / "a", target=target, precision="int8", calibration=calibration)
     counts = inspect(tmp_path / "a")["operators"]["int8"]
-    assert counts["Conv" if target == "onnx" else "Convolution"] > 30
-    if target == "openvino":
+    assert counts[{"onnx": "Conv", "openvino": "Convolution", "tflite": "CONV_2D"}[target]] > 30
+    if target != "onnx":
         return
     nodes = onnx.load(tmp_path / "a" / "model.onnx").graph.node
     quantised = {o for node in nodes if node.op_type == "DequantizeLinear" for o in node.output}

@@ -29,7 +29,7 @@ def check_target(target: str, package: str) -> Check:
     return doctor._target(target, Runtime("vitkit.runtimes.onnx", package, target), [])
 
 
-@pytest.mark.parametrize("target", ["onnx", "openvino"])
+@pytest.mark.parametrize("target", ["onnx", "openvino", "tflite"])
 def test_installed_targets_run_a_tiny_engine(target):
     pytest.importorskip(FORMATS[target].package)
     found = named(diagnose(), f"run {target}")
@@ -44,13 +44,14 @@ def test_the_tiny_engine_is_what_its_comment_says():
     assert [node.op_type for node in model.graph.node] == ["Cast", "Flatten"]
 
 
-def test_planned_targets_are_named():
-    checks = diagnose()
-    for target in doctor.PLANNED:
-        if target not in FORMATS:
-            found = named(checks, f"run {target}")
-            assert (found.ok, found.remedy) == (False, None)
-            assert "not supported" in found.detail
+def test_a_substitute_of_the_vendor_package_is_enough():
+    package = pytest.importorskip("ai_edge_litert").__name__
+    runtime = Runtime("vitkit.runtimes.tflite", "vitkit_absent_package", "tflite", package)
+    found = doctor._target("tflite", runtime, [])
+    assert found.ok
+    assert found.detail.startswith(package)
+    neither = doctor._target("tflite", runtime._replace(substitute="vitkit_absent_too"), [])
+    assert neither.remedy == "pip install 'vitkit[tflite]'"
 
 
 def test_a_missing_vendor_package_names_its_extra():

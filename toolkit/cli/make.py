@@ -182,7 +182,7 @@ def _read_categories(file: Path) -> Labels:
 @app.command()
 def export(
     source: Annotated[str, typer.Argument(help="A run folder; or a model name, with --untrained.")],
-    target: Annotated[str, typer.Option("--target", help="onnx, openvino or tensorrt.")],
+    target: Annotated[str, typer.Option("--target", help="onnx, openvino, tflite or tensorrt.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Artifact folder to write.")],
     precision: Annotated[str, typer.Option("--precision", help="fp32, fp16, bf16 or int8.")] = "fp32",
     calib: Annotated[

@@ -1,0 +1,103 @@
+"""Selective INT8 and half-precision weights of a TFLite file, by AI Edge Quantizer."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from vitkit.calibration.dataset import CalibrationSet
+from vitkit.calibration.policy import float_nodes
+from vitkit.runtimes.card import ImageSpec
+
+METHOD = (
+    "AI Edge Quantizer static: moving averages of minimum and maximum, s8 activations, s8 weights per "
+    "channel; convolutions and fully connected layers"
+)
+# Products with weights, in the format's words. The rest (norms, softmax, products of two activations,
+# look-ups and their indices) costs accuracy in INT8 and gains nothing.
+KINDS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+_SIGNATURE = "serving_default"
+
+
+def quantize(
+    content: bytes,
+    products: Mapping[str, Sequence[str]],
+    calibration: CalibrationSet,
+    image: ImageSpec,
+    scopes: Sequence[str],
+    batch: int = 1,
+) -> bytes:
+    """Quantise products with weights of a float file, except in the float scopes.
+
+    `products` are the names of their results by kind, one of `KINDS`; `batch` is the file's own.
+    """
+    quantizer = _quantizer(content)
+    for kind, names in _wanted(products, scopes):
+        quantizer.add_static_config(_exactly(names), kind, activation_num_bits=8, weight_num_bits=8)
+    # A list: the vendor goes over it twice.
+    feeds = [{"image": inputs} for inputs in calibration.inputs(image, batch)]
+    with _quiet():
+        ranges = quantizer.calibrate({_SIGNATURE: feeds}, num_threads=os.cpu_count() or 1)
+    return _result(quantizer, ranges)
+
+
+def halve(content: bytes, products: Mapping[str, Sequence[str]], scopes: Sequence[str]) -> bytes:
+    """Store the weights of products in half precision, except in the float scopes."""
+    from ai_edge_quantizer import qtyping
+    from ai_edge_quantizer.quantizer import AlgorithmName
+
+    weights = qtyping.TensorQuantizationConfig(num_bits=16, dtype=qtyping.TensorDataType.FLOAT)
+    config = qtyping.OpQuantizationConfig(
+        weight_tensor_config=weights,
+        compute_precision=qtyping.ComputePrecision.FLOAT,
+        explicit_dequantize=True,
+    )
+    quantizer = _quantizer(content)
+    for kind, names in _wanted(products, scopes):
+        quantizer.update_quantization_recipe(_exactly(names), kind, config, AlgorithmName.FLOAT_CASTING)
+    return _result(quantizer, None)
+
+
+def _quantizer(content: bytes) -> Any:
+    from ai_edge_quantizer.quantizer import Quantizer
+
+    return Quantizer(bytearray(content))
+
+
+def _wanted(products: Mapping[str, Sequence[str]], scopes: Sequence[str]) -> Iterator[tuple[Any, list[str]]]:
+    """The kinds in the vendor's words with what of them is not kept float; none that the graph lacks."""
+    from ai_edge_quantizer import qtyping
+
+    for kind, names in products.items():
+        keep = set(float_nodes(names, scopes))
+        if chosen := [name for name in names if name not in keep]:
+            yield qtyping.TFLOperationName[kind], chosen
+
+
+def _exactly(names: Sequence[str]) -> str:
+    """A pattern for the operators whose results have these names; the vendor ends each with a semicolon."""
+    return f"^({'|'.join(re.escape(name) for name in names)});$"
+
+
+def _result(quantizer: Any, ranges: Any) -> bytes:
+    with _quiet():
+        result = quantizer.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
+    return bytes(result.quantized_model)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the vendor's account of a file that the exporter checks anyway."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,265 @@
+"""The `tflite` target: torch -> LiteRT's own converter -> a file whose operators are named by module."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitkit.calibration.dataset import CalibrationSet
+from vitkit.exporters.half import CAMERA_SCOPE
+from vitkit.exporters.onnx import camera_module, engine_card
+from vitkit.exporters.source import Source
+from vitkit.runtimes.card import Artifact, ImageSpec, ModelCard
+from vitkit.runtimes.errors import ExportFailed
+
+if TYPE_CHECKING:
+    from torch import nn
+
+ENGINE_FILE = "model.tflite"
+_IDENTIFIER = b"TFL3"
+# What the format asks of constants; the vendor's Python writer puts them anywhere.
+_ALIGNMENT = 16
+# The converter names an operator after all that was fused into it. A convolution stands last there, behind
+# its norm and activation; of others the operator itself stands first.
+_CONVOLUTIONS = ("Conv2d", "DepthwiseConv2d")
+
+
+def export(
+    source: Source,
+    folder: Path,
+    *,
+    precision: str,
+    calibration: CalibrationSet | None = None,
+    image: ImageSpec,
+    batch: int | None = 1,
+    opset: int = 0,
+) -> ModelCard:
+    """Write `model.tflite` into `folder` and return its card, without file hashes.
+
+    `batch` is a number; `opset` means nothing here. fp16 stores weights in half precision, which XNNPACK
+    computes with in float32 on CPUs without float16 arithmetic. Raises ExportFailed.
+    """
+    assert batch is not None
+    content, scopes = convert(source, image, batch), source.module.float_scopes
+    if precision != "fp32":
+        from vitkit.calibration.tflite import halve, quantize
+
+        products = products_of(read_model(content))
+        if precision == "fp16":
+            content = halve(content, products, scopes)
+        else:
+            assert calibration is not None
+            content = quantize(content, products, calibration, image, scopes, batch)
+        model = read_model(content)
+        _name_ends(model)
+        # Written once more, since the quantiser does not align constants.
+        content = write_model(model)
+    (folder / ENGINE_FILE).write_bytes(content)
+    return engine_card(source, image, batch, target="tflite", precision=precision, engine=ENGINE_FILE)
+
+
+def expose(artifact: Artifact, folder: Path, shapes: Mapping[str, tuple[int | None, ...]]) -> None:
+    """Write the engine into `folder` with the whole numbers of the named operators as outputs too."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = read_model(artifact.engine_path.read_bytes())
+    graph = model.subgraphs[0]
+    places = {tensor.name.decode(): i for i, tensor in enumerate(graph.tensors)}
+    for name, shape in shapes.items():
+        if name not in places:
+            raise ExportFailed(f"{artifact.path} has no operator {name!r}, whose result is to be verified")
+        found = graph.tensors[places[name]]
+        found.name = f"{name}:narrow".encode()
+        cast, reshape = schema.CastOptionsT(), schema.ReshapeOptionsT()
+        cast.inDataType, cast.outDataType = found.type, schema.TensorType.INT64
+        reshape.newShape = list(shape)
+        wide = _append(model, schema.BuiltinOperator.CAST, places[name], found.shape, cast, f"{name}:wide")
+        output = _append(model, schema.BuiltinOperator.RESHAPE, wide, list(shape), reshape, name)
+        graph.outputs = [*graph.outputs, output]
+    # A signature lists the outputs once more; without any, the graph's own count.
+    model.signatureDefs = None
+    (folder / ENGINE_FILE).write_bytes(write_model(model))
+
+
+def _append(model: Any, kind: int, source: int, shape: Any, options: Any, name: str) -> int:
+    """Add an operator on one tensor, with a result of int64; returns the result's place."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    code, tensor, step = schema.OperatorCodeT(), schema.TensorT(), schema.OperatorT()
+    code.builtinCode = code.deprecatedBuiltinCode = kind
+    code.version = 1
+    model.operatorCodes.append(code)
+    graph = model.subgraphs[0]
+    tensor.name, tensor.shape, tensor.type = name.encode(), list(shape), schema.TensorType.INT64
+    graph.tensors.append(tensor)
+    step.opcodeIndex, step.inputs = len(model.operatorCodes) - 1, [source]
+    step.outputs = [len(graph.tensors) - 1]
+    step.builtinOptions = options
+    step.builtinOptionsType = getattr(schema.BuiltinOptions, type(options).__name__.removesuffix("T"))
+    graph.operators.append(step)
+    return len(graph.tensors) - 1
+
+
+def convert(source: Source, image: ImageSpec, batch: int) -> bytes:
+    """The source as a float32 file that takes (batch, ...) `image`-shaped inputs.
+
+    Every operator's result is named `<module path>/<operator>`, which is what float policies match.
+    Raises ExportFailed where the converter did not write what it was asked for.
+    """
+    import litert_torch
+    import torch
+
+    height, width = image.size
+    shape = (height, width, 3) if image.layout == "NHWC" else (3, height, width)
+    example = torch.zeros((batch, *shape), dtype=getattr(torch, image.dtype))
+    module = camera_module(source, image)
+    with _classes_tell_paths(module) as paths, _quiet():
+        converted = litert_torch.convert(module, (example,))
+        model = read_model(converted.model_content())
+    _name_by_scope(model, paths)
+    _name_signature(model, source.module.output_names)
+    _name_ends(model)
+    return write_model(model)
+
+
+@contextmanager
+def _classes_tell_paths(module: nn.Module) -> Iterator[dict[str, str]]:
+    """Let each module's class be called after its path, since the converter writes classes into names.
+
+    Its own names hold a module's class and the last part of its path, which does not tell `a.0` from `b.0`.
+    Yields what it will write for a module -> the module's path.
+    """
+    classes = {child: type(child) for _, child in module.named_modules()}
+    written = {}
+    try:
+        for path, child in module.named_modules():
+            scope = path.removeprefix("model").removeprefix(".") or CAMERA_SCOPE
+            child.__class__ = type(scope, (classes[child],), {"__module__": "scope"})
+            written["_".join(["scope." + scope, *path.split(".")[-1:]]) if path else f"scope.{scope}"] = scope
+        yield written
+    finally:
+        for child, kind in classes.items():
+            child.__class__ = kind
+
+
+def _name_by_scope(model: Any, paths: Mapping[str, str]) -> None:
+    """Name results `<module path>/<operator>`, numbered where that repeats, and constants by their user."""
+    graph = model.subgraphs[0]
+    seen: Counter[str] = Counter()
+    scopes: dict[int, str] = {}
+    names = {i: tensor.name.decode() for i, tensor in enumerate(graph.tensors)}
+    for step in graph.operators:
+        # In the words of the other engines: `ArgMax` for ARG_MAX.
+        kind = "".join(word.capitalize() for word in _kind(model, step).split("_"))
+        scope = _scope(step, kind, names, paths) or next(
+            (scopes[i] for i in step.inputs if i in scopes), CAMERA_SCOPE
+        )
+        stem = f"{scope}/{kind}"
+        seen[stem] += 1
+        name = stem if seen[stem] == 1 else f"{stem}_{seen[stem]}"
+        for position, i in enumerate(step.inputs):
+            if i >= 0 and i not in scopes and i not in graph.inputs:
+                scopes[i] = scope
+                graph.tensors[i].name = f"{name}:in{position}".encode()
+        for position, i in enumerate(step.outputs):
+            scopes[i] = scope
+            graph.tensors[i].name = (f"{name}:{position}" if position else name).encode()
+
+
+def _scope(step: Any, kind: str, names: Mapping[int, str], paths: Mapping[str, str]) -> str | None:
+    """The module path of an operator; that of its constants where its result has an output's name."""
+    for i in (step.outputs[0], *step.inputs[1:]):
+        found = [paths.get(part.split("/")[-1]) for part in names.get(i, "").split(";")]
+        known = [scope for scope in found if scope is not None]
+        if known:
+            return known[-1] if kind in _CONVOLUTIONS else known[0]
+    return None
+
+
+def products_of(model: Any) -> dict[str, list[str]]:
+    """Names of the results of products with constant weights, by the kind of product."""
+    from vitkit.calibration.tflite import KINDS
+
+    graph = model.subgraphs[0]
+    products: dict[str, list[str]] = {kind: [] for kind in KINDS}
+    for step in graph.operators:
+        kind = _kind(model, step)
+        if kind in products and model.buffers[graph.tensors[step.inputs[1]].buffer].data is not None:
+            products[kind].append(graph.tensors[step.outputs[0]].name.decode())
+    return products
+
+
+def _kind(model: Any, step: Any) -> str:
+    """The operator in the format's words, such as ARG_MAX."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    code = model.operatorCodes[step.opcodeIndex]
+    number = max(code.builtinCode, code.deprecatedBuiltinCode)
+    (name,) = (name for name, value in vars(schema.BuiltinOperator).items() if value == number)
+    return str(name)
+
+
+def _name_signature(model: Any, outputs: tuple[str, ...]) -> None:
+    """Put the card's names into the signature, in place of the converter's numbers."""
+    graph, (signature,) = model.subgraphs[0], model.signatureDefs
+    if len(graph.outputs) != len(outputs) or len(graph.inputs) != 1:
+        raise ExportFailed(
+            f"the converter wrote {len(graph.inputs)} inputs and {len(graph.outputs)} outputs; wanted are 1 "
+            f"and {', '.join(outputs)}"
+        )
+    signature.inputs[0].name = b"image"
+    for item in signature.outputs:
+        item.name = outputs[int(item.name.decode().removeprefix("output_"))].encode()
+
+
+def _name_ends(model: Any) -> None:
+    """Give the graph's input and outputs the names that its signature has for them."""
+    graph, (signature,) = model.subgraphs[0], model.signatureDefs
+    ends = {item.tensorIndex: item.name for item in (*signature.inputs, *signature.outputs)}
+    for i, tensor in enumerate(graph.tensors):
+        # Where a quantised result is an output, the quantiser puts another tensor behind it.
+        tensor.name = ends.get(i, tensor.name + b":steps" if tensor.name in ends.values() else tensor.name)
+
+
+def read_model(content: bytes) -> Any:
+    """A file's content -> the vendor's object tree, with constants that lie outside the tree put into it."""
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    return flatbuffer_utils.read_model_from_bytearray(content)
+
+
+def write_model(model: Any) -> bytes:
+    """The vendor's object tree -> a file's content, constants aligned as the format asks."""
+    import flatbuffers
+    import numpy as np
+    from ai_edge_litert import schema_py_generated as schema
+
+    class Aligned(schema.BufferT):  # type: ignore[misc]
+        data: Any
+
+        def Pack(self, builder: Any) -> Any:
+            if self.data is not None:
+                builder.Prep(_ALIGNMENT, len(self.data))
+            return super().Pack(builder)
+
+    for buffer in model.buffers:
+        buffer.__class__ = Aligned
+        if buffer.data is not None:
+            buffer.data = np.frombuffer(buffer.data, np.uint8)
+    builder = flatbuffers.Builder(1 << 20)
+    builder.Finish(model.Pack(builder), file_identifier=_IDENTIFIER)
+    return bytes(builder.Output())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the vendor's progress, which it writes to standard output."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield

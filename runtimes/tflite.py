@@ -1,0 +1,138 @@
+"""Sessions of TFLite: `ai_edge_litert`, or the older `tflite_runtime` where that is what a device has."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitkit.runtimes.card import Artifact, TensorSpec
+from vitkit.runtimes.engine import Feeds, Outputs
+from vitkit.runtimes.errors import BadArtifact, DeviceError
+
+try:
+    from ai_edge_litert.interpreter import Interpreter
+
+    PACKAGE = "ai-edge-litert"
+except ImportError:
+    from tflite_runtime.interpreter import Interpreter
+
+    PACKAGE = "tflite-runtime"
+
+_PRECISIONS = {"float32": "fp32", "float16": "fp16", "int8": "int8"}
+# What quantised operators of older files compute in; without a scale these are pixels or truth values.
+_QUANTISED = ("uint8", "int16")
+
+
+class Tensor:
+    """An input or output of the interpreter, and how it meets the app.
+
+    An output that the file quantises comes as the float32 numbers that it stands for, and so go inputs of
+    int8. A uint8 input takes the pixels themselves, quantised or not: that is what such files expect.
+    """
+
+    def __init__(self, detail: dict[str, Any], *, is_input: bool) -> None:
+        self.index = int(detail["index"])
+        self.dtype = np.dtype(detail["dtype"])
+        scales, zeros = (detail["quantization_parameters"][key] for key in ("scales", "zero_points"))
+        integer = self.dtype.kind in "iu" and len(scales) == 1
+        self.quantised = integer and not (is_input and self.dtype == np.uint8)
+        self.scale, self.zero = (float(scales[0]), int(zeros[0])) if integer else (1.0, 0)
+        shape = tuple(int(d) if d >= 0 else None for d in detail["shape_signature"])
+        self.spec = TensorSpec(detail["name"], shape, "float32" if self.quantised else self.dtype.name)
+
+    def to_file(self, array: NDArray[Any]) -> NDArray[Any]:
+        """What the app feeds -> what the file takes; numbers out of its range become its ends."""
+        if not self.quantised:
+            return array
+        info = np.iinfo(self.dtype)
+        # In float64: a large float32 over a small scale would overflow.
+        steps = np.rint(array.astype(np.float64) / self.scale) + self.zero
+        return np.asarray(np.clip(steps, info.min, info.max), self.dtype)
+
+    def from_file(self, array: NDArray[Any]) -> NDArray[Any]:
+        """What the file returns -> what the app gets."""
+        if not self.quantised:
+            return array
+        return (array.astype(np.float32) - np.float32(self.zero)) * np.float32(self.scale)
+
+
+class TFLiteSession:
+    """One interpreter; a lock lets threads take turns."""
+
+    def __init__(self, interpreter: Any, settings: dict[str, Any]) -> None:
+        self._interpreter = interpreter
+        self._lock = threading.Lock()
+        self._inputs = [Tensor(detail, is_input=True) for detail in interpreter.get_input_details()]
+        self._outputs = [Tensor(detail, is_input=False) for detail in interpreter.get_output_details()]
+        self._shapes = {tensor.spec.name: tensor.spec.shape for tensor in self._inputs}
+        self.inputs = tuple(tensor.spec for tensor in self._inputs)
+        self.outputs = tuple(tensor.spec for tensor in self._outputs)
+        accelerated = any(kind == "DELEGATE" for kind, _ in self.operators())
+        self.settings = {**settings, "delegate": "XNNPACK" if accelerated else "none"}
+
+    def run(self, feeds: Feeds) -> Outputs:
+        """Run the network on checked feeds."""
+        with self._lock:
+            self._resize(feeds)
+            for tensor in self._inputs:
+                self._interpreter.set_tensor(tensor.index, tensor.to_file(feeds[tensor.spec.name]))
+            self._interpreter.invoke()
+            # The vendor copies, so results are the caller's.
+            return {
+                tensor.spec.name: tensor.from_file(self._interpreter.get_tensor(tensor.index))
+                for tensor in self._outputs
+            }
+
+    def _resize(self, feeds: Feeds) -> None:
+        """Follow feeds whose free dimensions changed."""
+        shapes = {tensor.spec.name: feeds[tensor.spec.name].shape for tensor in self._inputs}
+        if shapes != self._shapes:
+            for tensor in self._inputs:
+                self._interpreter.resize_tensor_input(tensor.index, shapes[tensor.spec.name], strict=True)
+            self._interpreter.allocate_tensors()
+            self._shapes = dict(shapes)
+
+    def operators(self) -> Counter[tuple[str, str]]:
+        """(operator, precision) -> count, as the file has them; `DELEGATE` is a part that XNNPACK runs."""
+        with self._lock:
+            tensors = {item["index"]: item for item in self._interpreter.get_tensor_details()}
+            # The vendor shows operators to its own tools only.
+            found = self._interpreter._get_ops_details()
+            counts: Counter[tuple[str, str]] = Counter()
+            for op in found:
+                result = tensors.get(int(op["outputs"][0])) if len(op["outputs"]) else None
+                counts[op["op_name"], _precision(result)] += 1
+            return counts
+
+    def close(self) -> None:
+        """Drop the interpreter, which frees its memory."""
+        with self._lock:
+            self._interpreter = None
+
+
+def _precision(tensor: dict[str, Any] | None) -> str:
+    if tensor is None:
+        return "integer"
+    name = np.dtype(tensor["dtype"]).name
+    if name in _QUANTISED and len(tensor["quantization_parameters"]["scales"]):
+        return "int8"
+    return _PRECISIONS.get(name, "integer")
+
+
+def open_session(artifact: Artifact, *, threads: int | None, device: str) -> TFLiteSession:
+    """Open `model.tflite` on the CPU; XNNPACK runs what it knows. Without `threads` TFLite takes one."""
+    if device != "cpu":
+        raise DeviceError(f"TFLite has no device {device!r} here; it has cpu")
+    version = metadata.version(PACKAGE)
+    try:
+        interpreter = Interpreter(model_path=str(artifact.engine_path), num_threads=threads)
+        interpreter.allocate_tensors()
+    # The vendor raises ValueError and RuntimeError for files it cannot take.
+    except (ValueError, RuntimeError) as error:
+        raise BadArtifact(f"{PACKAGE} {version} cannot open {artifact.engine_path}: {error}") from None
+    return TFLiteSession(interpreter, {PACKAGE: version, "threads": threads})
