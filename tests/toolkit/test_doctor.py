@@ -46,7 +46,7 @@ def test_the_tiny_engine_is_what_its_comment_says():
 
 def test_a_substitute_of_the_vendor_package_is_enough():
     package = pytest.importorskip("ai_edge_litert").__name__
-    runtime = Runtime("vitkit.runtimes.tflite", "vitkit_absent_package", "tflite", package)
+    runtime = Runtime("vitkit.runtimes.tflite", "vitkit_absent_package", "tflite", substitute=package)
     found = doctor._target("tflite", runtime, [])
     assert found.ok
     assert found.detail.startswith(package)
