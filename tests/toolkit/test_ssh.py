@@ -266,7 +266,13 @@ def test_stopping_here_stops_there(host, artifacts, tmp_path, number):
         "--json",
         str(tmp_path / "r.json"),
     ]
-    process = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [*command, *options],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        # Whoever started the tests in the background may have them, and their children, ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert wait_until(lambda: len(host.workers()) > 0, 20)
     process.send_signal(number)
     process.communicate(timeout=20)
