@@ -39,7 +39,7 @@ VENDOR_FILES = {
     "onnx": {"calibration/onnx.py", "exporters/onnx.py", "exporters/half.py", "exporters/graph.py"},
     "onnx_ir": {"exporters/onnx.py", "exporters/half.py"},
     "onnxscript": {"exporters/onnx.py"},
-    "ai_edge_litert": {"runtimes/tflite.py", "exporters/tflite.py"},
+    "ai_edge_litert": {"runtimes/tflite.py", "exporters/tflite.py", "exporters/tflite_graph.py"},
     "ai_edge_quantizer": {"calibration/tflite.py"},
     "litert_torch": {"exporters/tflite.py"},
     "tflite_runtime": {"runtimes/tflite.py"},
