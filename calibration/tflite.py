@@ -17,11 +17,12 @@ from vitkit.runtimes.card import ImageSpec
 
 METHOD = (
     "AI Edge Quantizer static: moving averages of minimum and maximum, s8 activations, s8 weights per "
-    "channel; convolutions and fully connected layers"
+    "channel; convolutions, sums and maxima of their maps, fully connected layers"
 )
-# Products with weights, in the format's words. The rest (norms, softmax, products of two activations,
-# look-ups and their indices) costs accuracy in INT8 and gains nothing.
-KINDS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+# In the format's words. The rest (norms, softmax, products of two activations, look-ups and their indices)
+# costs accuracy in INT8 and gains nothing.
+WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+JOINTS = ("ADD", "PAD", "MAX_POOL_2D")
 _SIGNATURE = "serving_default"
 
 
@@ -33,9 +34,9 @@ def quantize(
     scopes: Sequence[str],
     batch: int = 1,
 ) -> bytes:
-    """Quantise products with weights of a float file, except in the float scopes.
+    """Quantise products with weights of a float file, and what joins them, except in the float scopes.
 
-    `products` are the names of their results by kind, one of `KINDS`; `batch` is the file's own.
+    `products` are the names of their results by kind, of `WEIGHTED` and `JOINTS`; `batch` is the file's own.
     """
     quantizer = _quantizer(content)
     for kind, names in _wanted(products, scopes):
@@ -59,7 +60,7 @@ def halve(content: bytes, products: Mapping[str, Sequence[str]], scopes: Sequenc
         explicit_dequantize=True,
     )
     quantizer = _quantizer(content)
-    for kind, names in _wanted(products, scopes):
+    for kind, names in _wanted({kind: products[kind] for kind in WEIGHTED}, scopes):
         quantizer.update_quantization_recipe(_exactly(names), kind, config, AlgorithmName.FLOAT_CASTING)
     return _result(quantizer, None)
 

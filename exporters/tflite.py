@@ -15,6 +15,14 @@ from vitkit.calibration.dataset import CalibrationSet
 from vitkit.exporters.half import CAMERA_SCOPE
 from vitkit.exporters.onnx import camera_module, engine_card
 from vitkit.exporters.source import Source
+from vitkit.exporters.tflite_graph import (
+    append_operator,
+    is_constant,
+    kind_of,
+    read_model,
+    shorten,
+    write_model,
+)
 from vitkit.runtimes.card import Artifact, ImageSpec, ModelCard
 from vitkit.runtimes.errors import ExportFailed
 
@@ -22,9 +30,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 ENGINE_FILE = "model.tflite"
-_IDENTIFIER = b"TFL3"
-# What the format asks of constants; the vendor's Python writer puts them anywhere.
-_ALIGNMENT = 16
 # The converter names an operator after all that was fused into it. A convolution stands last there, behind
 # its norm and activation; of others the operator itself stands first.
 _CONVOLUTIONS = ("Conv2d", "DepthwiseConv2d")
@@ -79,31 +84,13 @@ def expose(artifact: Artifact, folder: Path, shapes: Mapping[str, tuple[int | No
         cast, reshape = schema.CastOptionsT(), schema.ReshapeOptionsT()
         cast.inDataType, cast.outDataType = found.type, schema.TensorType.INT64
         reshape.newShape = list(shape)
-        wide = _append(model, schema.BuiltinOperator.CAST, places[name], found.shape, cast, f"{name}:wide")
-        output = _append(model, schema.BuiltinOperator.RESHAPE, wide, list(shape), reshape, name)
+        wide = append_operator(model, "CAST", [places[name]], found.shape, places[name], cast, f"{name}:wide")
+        graph.tensors[wide].type = schema.TensorType.INT64
+        output = append_operator(model, "RESHAPE", [wide], reshape.newShape, wide, reshape, name)
         graph.outputs = [*graph.outputs, output]
     # A signature lists the outputs once more; without any, the graph's own count.
     model.signatureDefs = None
     (folder / ENGINE_FILE).write_bytes(write_model(model))
-
-
-def _append(model: Any, kind: int, source: int, shape: Any, options: Any, name: str) -> int:
-    """Add an operator on one tensor, with a result of int64; returns the result's place."""
-    from ai_edge_litert import schema_py_generated as schema
-
-    code, tensor, step = schema.OperatorCodeT(), schema.TensorT(), schema.OperatorT()
-    code.builtinCode = code.deprecatedBuiltinCode = kind
-    code.version = 1
-    model.operatorCodes.append(code)
-    graph = model.subgraphs[0]
-    tensor.name, tensor.shape, tensor.type = name.encode(), list(shape), schema.TensorType.INT64
-    graph.tensors.append(tensor)
-    step.opcodeIndex, step.inputs = len(model.operatorCodes) - 1, [source]
-    step.outputs = [len(graph.tensors) - 1]
-    step.builtinOptions = options
-    step.builtinOptionsType = getattr(schema.BuiltinOptions, type(options).__name__.removesuffix("T"))
-    graph.operators.append(step)
-    return len(graph.tensors) - 1
 
 
 def convert(source: Source, image: ImageSpec, batch: int) -> bytes:
@@ -122,6 +109,7 @@ def convert(source: Source, image: ImageSpec, batch: int) -> bytes:
     with _classes_tell_paths(module) as paths, _quiet():
         converted = litert_torch.convert(module, (example,))
         model = read_model(converted.model_content())
+    shorten(model)
     _name_by_scope(model, paths)
     _name_signature(model, source.module.output_names)
     _name_ends(model)
@@ -156,7 +144,7 @@ def _name_by_scope(model: Any, paths: Mapping[str, str]) -> None:
     names = {i: tensor.name.decode() for i, tensor in enumerate(graph.tensors)}
     for step in graph.operators:
         # In the words of the other engines: `ArgMax` for ARG_MAX.
-        kind = "".join(word.capitalize() for word in _kind(model, step).split("_"))
+        kind = "".join(word.capitalize() for word in kind_of(model, step).split("_"))
         scope = _scope(step, kind, names, paths) or next(
             (scopes[i] for i in step.inputs if i in scopes), CAMERA_SCOPE
         )
@@ -183,26 +171,24 @@ def _scope(step: Any, kind: str, names: Mapping[int, str], paths: Mapping[str, s
 
 
 def products_of(model: Any) -> dict[str, list[str]]:
-    """Names of the results of products with constant weights, by the kind of product."""
-    from vitkit.calibration.tflite import KINDS
+    """Names of the results that INT8 is for, by kind: products with constant weights, and what joins them.
+
+    These are sums, paddings and maxima of maps that a convolution made: between quantised products, their
+    float forms would cost more than they compute.
+    """
+    from vitkit.calibration.tflite import JOINTS, WEIGHTED
 
     graph = model.subgraphs[0]
-    products: dict[str, list[str]] = {kind: [] for kind in KINDS}
+    found: dict[str, list[str]] = {kind: [] for kind in (*WEIGHTED, *JOINTS)}
+    maps: set[int] = set()
     for step in graph.operators:
-        kind = _kind(model, step)
-        if kind in products and model.buffers[graph.tensors[step.inputs[1]].buffer].data is not None:
-            products[kind].append(graph.tensors[step.outputs[0]].name.decode())
-    return products
-
-
-def _kind(model: Any, step: Any) -> str:
-    """The operator in the format's words, such as ARG_MAX."""
-    from ai_edge_litert import schema_py_generated as schema
-
-    code = model.operatorCodes[step.opcodeIndex]
-    number = max(code.builtinCode, code.deprecatedBuiltinCode)
-    (name,) = (name for name, value in vars(schema.BuiltinOperator).items() if value == number)
-    return str(name)
+        kind, result = kind_of(model, step), step.outputs[0]
+        weighted = kind in WEIGHTED and is_constant(model, step.inputs[1])
+        if weighted or (kind in JOINTS and maps & set(step.inputs)):
+            found[kind].append(graph.tensors[result].name.decode())
+            if len(graph.tensors[result].shape) == 4 and kind != "ADD":
+                maps.add(result)
+    return found
 
 
 def _name_signature(model: Any, outputs: tuple[str, ...]) -> None:
@@ -225,36 +211,6 @@ def _name_ends(model: Any) -> None:
     for i, tensor in enumerate(graph.tensors):
         # Where a quantised result is an output, the quantiser puts another tensor behind it.
         tensor.name = ends.get(i, tensor.name + b":steps" if tensor.name in ends.values() else tensor.name)
-
-
-def read_model(content: bytes) -> Any:
-    """A file's content -> the vendor's object tree, with constants that lie outside the tree put into it."""
-    from ai_edge_litert.tools import flatbuffer_utils
-
-    return flatbuffer_utils.read_model_from_bytearray(content)
-
-
-def write_model(model: Any) -> bytes:
-    """The vendor's object tree -> a file's content, constants aligned as the format asks."""
-    import flatbuffers
-    import numpy as np
-    from ai_edge_litert import schema_py_generated as schema
-
-    class Aligned(schema.BufferT):  # type: ignore[misc]
-        data: Any
-
-        def Pack(self, builder: Any) -> Any:
-            if self.data is not None:
-                builder.Prep(_ALIGNMENT, len(self.data))
-            return super().Pack(builder)
-
-    for buffer in model.buffers:
-        buffer.__class__ = Aligned
-        if buffer.data is not None:
-            buffer.data = np.frombuffer(buffer.data, np.uint8)
-    builder = flatbuffers.Builder(1 << 20)
-    builder.Finish(model.Pack(builder), file_identifier=_IDENTIFIER)
-    return bytes(builder.Output())
 
 
 @contextmanager

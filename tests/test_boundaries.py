@@ -51,7 +51,7 @@ VENDOR_FILES = {
     "tensorrt": {"runtimes/tensorrt.py"},
     "cuda": {"runtimes/cuda.py"},
     "onnxscript": {"exporters/onnx.py"},
-    "ai_edge_litert": {"runtimes/tflite.py", "exporters/tflite.py"},
+    "ai_edge_litert": {"runtimes/tflite.py", "exporters/tflite.py", "exporters/tflite_graph.py"},
     "ai_edge_quantizer": {"calibration/tflite.py"},
     "litert_torch": {"exporters/tflite.py"},
     "tflite_runtime": {"runtimes/tflite.py"},
