@@ -150,6 +150,8 @@ def test_a_server_that_stays_away_ends_training_with_a_resumable_checkpoint(
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     server.cut = 0
+    # Another size of the cache is no other training.
+    config = replace(config, shard_cache_gb=1e-9)
     resumed = train(config, server.url, tmp_path / "run", progress=False, resume=True)
     assert (resumed / "model.safetensors").read_bytes() == (straight / "model.safetensors").read_bytes()
     # Nothing but the last one or two stays in a cache without room.

@@ -49,7 +49,7 @@ from vitkit.train.transfer import freeze, initialise
 
 _NAMED_FILES = 8
 # What a resumed training may do otherwise than before.
-_FREE = ("device", "workers", "cache_mb", "save_minutes", "track", "sources")
+_FREE = ("device", "workers", "cache_mb", "shard_cache_gb", "save_minutes", "track", "sources")
 # Every process holds all weights.
 _KINDS = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 NOT_FINITE_FILE = "not_finite.json"
