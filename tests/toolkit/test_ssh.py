@@ -18,15 +18,26 @@ import pytest
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("openvino")
+pytest.importorskip("ai_edge_litert")
 from test_bench import write_artifact
 
 from vitkit.devices.link import Link, bench_on
 from vitkit.devices.registry import Device
-from vitkit.runtimes.card import read_card, sha256, write_card
+from vitkit.doctor import _TINY_TFLITE
+from vitkit.runtimes.card import ImageSpec, TensorSpec, read_card, sha256, write_card
 from vitkit.runtimes.errors import BadArtifact, BadRequest, DeviceError
 
 SSHD = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
-RUNTIME = ("numpy", "pillow", "threadpoolctl", "onnxruntime", "openvino")
+RUNTIME = (
+    "numpy",
+    "pillow",
+    "threadpoolctl",
+    "onnxruntime",
+    "openvino",
+    "ai-edge-litert",
+    "backports.strenum",
+)
+ENGINES = ("onnx", "openvino", "tflite")
 # What a shell, a terminal or a path could stumble over.
 HOSTILE = "-o Proxy'\"$(touch pwned)`;\\ \n*é"
 SHORT = {"device": "cpu", "duration": 0.05, "pool_size": 2, "threads": 1, "scopes": ["engine"]}
@@ -177,10 +188,20 @@ def host(running, monkeypatch):
 
 @pytest.fixture(scope="module")
 def artifacts(tmp_path_factory) -> list[Path]:
-    """An artifact of ONNX Runtime and one of OpenVINO, in folders with hostile names."""
+    """One artifact of each engine that runs without a GPU, in folders with hostile names."""
     folder = tmp_path_factory.mktemp("artifacts")
-    paths = [write_artifact(folder / f"{HOSTILE}{target}") for target in ("onnx", "openvino")]
+    paths = [write_artifact(folder / f"{HOSTILE}{target}") for target in ENGINES]
     write_card(replace(read_card(paths[1]), target="openvino"), paths[1])
+    (paths[2] / "model.onnx").unlink()
+    (paths[2] / "model.tflite").write_bytes(_TINY_TFLITE)
+    tiny = {
+        "inputs": (TensorSpec("x", (1, 2, 2, 3), "uint8"),),
+        "outputs": (TensorSpec("logits", (1, 12), "float32"),),
+        "image": ImageSpec(size=(2, 2)),
+        "labels": (),
+        "files": {"model.tflite": sha256(paths[2] / "model.tflite")},
+    }
+    write_card(replace(read_card(paths[2]), target="tflite", engine="model.tflite", **tiny), paths[2])
     return paths
 
 
@@ -191,15 +212,15 @@ def big_file(tmp_path_factory) -> Path:
     return path
 
 
-def test_a_bench_of_two_engines(host, artifacts, photo_folder, tmp_path):
+def test_a_bench_of_all_engines(host, artifacts, photo_folder, tmp_path):
     seen = []
     options = {**SHORT, "images": photo_folder, "scopes": ["image"]}
     reports = bench_on(host.device, artifacts, options, progress=lambda text, done: seen.append((text, done)))
     assert [one.artifact for one in reports] == [path.name for path in artifacts]
-    assert [one.target for one in reports] == ["onnx", "openvino"]
+    assert [one.target for one in reports] == list(ENGINES)
     for one, path in zip(reports, artifacts, strict=True):
         assert sum(one.times_ns) >= 0.05e9
-        assert one.files == {"model.onnx": sha256(path / "model.onnx")}
+        assert one.files == read_card(path).files
         assert one.environment["machine"] == {"name": "box", "kind": "ssh"}
         assert one.pool == {"source": str(photo_folder), "size": 2, "seed": 0, "unreadable": 0}
     assert seen[-1][1] == 1.0
@@ -222,6 +243,7 @@ def test_it_diagnoses_itself_and_needs_no_vitkit(host, runtime_python):
     assert not condition.jetson
     assert checks["run onnx"].ok
     assert checks["run openvino"].ok
+    assert checks["run tflite"].ok
     assert not checks["train: torch"].ok
 
 
