@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitkit.calibration.dataset import CalibrationSet
 from vitkit.calibration.policy import float_nodes
+from vitkit.calibration.quiet import without_advice
 from vitkit.runtimes.card import ImageSpec
 
 if TYPE_CHECKING:
@@ -75,7 +74,8 @@ def static_qdq(
     batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or 1
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "quantised.onnx"
-        with _quiet():
+        # The advice is on a preprocessing step that the exporter has already done.
+        with without_advice():
             quantize_static(
                 model,
                 path,
@@ -91,14 +91,3 @@ def static_qdq(
             )
         quantised: ModelProto = onnx.load(path)
     return quantised
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the vendor's advice on a preprocessing step that the exporter has already done."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)

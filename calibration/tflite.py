@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 
 from vitkit.calibration.dataset import CalibrationSet
 from vitkit.calibration.policy import float_nodes
+from vitkit.calibration.quiet import without_advice
 from vitkit.runtimes.card import ImageSpec
 
 METHOD = (
@@ -95,10 +95,9 @@ def _result(quantizer: Any, ranges: Any) -> bytes:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence the vendor's account of a file that the exporter checks anyway."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.disable(before)
+    with (
+        without_advice(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        yield

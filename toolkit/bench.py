@@ -590,11 +590,18 @@ def save(reports: Sequence[BenchReport], path: Path) -> None:
 def load(path: Path) -> list[BenchReport]:
     """Read what `save` wrote; raises BadInput where the file is missing or is not such a file."""
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
+        return from_body(json.loads(path.read_text(encoding="utf-8")), path)
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadInput(f"{path} is not a file of bench reports: {error!r}") from None
+
+
+def from_body(body: Any, path: Path) -> list[BenchReport]:
+    """The reports in the JSON of the file `path`; raises BadInput as `load`."""
+    try:
         if body["format"] != FORMAT:
             raise BadInput(f"{path} has report format {body['format']!r}; this vitkit reads {FORMAT}")
         return [_from_json(one) for one in body["reports"]]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadInput(f"{path} is not a file of bench reports: {error!r}") from None
 
 

@@ -85,9 +85,9 @@ def _occurring(folder: Path) -> list[str]:
     """The classes in the samples' labels: as many numbers as there are, or the names, sorted."""
     labels = set()
     for path in folder.glob("*.tar"):
-        samples = members(path)
-        tar = Tar(path, len(samples))
-        labels |= {tar.read(sample[LABEL]).decode("utf-8", "replace").strip() for sample in samples}
+        tar = Tar(path)
+        with tar.file:
+            labels |= {tar.read(sample[LABEL]).decode("utf-8", "replace").strip() for sample in tar.samples}
     if all(label.isdecimal() for label in labels):
         return [str(number) for number in range(max(map(int, labels), default=-1) + 1)]
     return sorted(labels)

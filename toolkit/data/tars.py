@@ -115,12 +115,15 @@ class Member(NamedTuple):
 
 
 class Tar:
-    """An open tar file; any number of threads and forked processes may read it."""
+    """An open tar file; any number of threads and forked processes may read it.
 
-    def __init__(self, path: Path, samples: int) -> None:
+    Raises BadArtifact where it is damaged, or does not hold as many samples as it should.
+    """
+
+    def __init__(self, path: Path, samples: int | None = None) -> None:
         self.file: BinaryIO = path.open("rb")
         self.samples = members(path)
-        if len(self.samples) != samples:
+        if samples is not None and len(self.samples) != samples:
             raise BadArtifact(f"{path} holds {len(self.samples)} samples, its index says {samples}")
 
     def read(self, member: Member) -> bytes:
@@ -214,26 +217,32 @@ class ShardedImages:
         try:
             if not is_url(self.index.base):
                 return Tar(Path(self.index.base) / shard.file, shard.samples)
-            self.cache.mkdir(parents=True, exist_ok=True)
-            path = self.cache / f"{shard.sha256[:16]}-{shard.file}"
-            with FileLock(f"{path}.lock"):
-                for _ in range(_TRIES):
-                    # Also where somebody else, fetching another one, has just made room of it.
-                    with suppress(FileNotFoundError):
-                        os.utime(path)
-                        return Tar(path, shard.samples)
-                    self._make_room(shard.bytes)
-                    fetch(f"{self.index.base}/{shard.file}", path, shard.sha256)
+            for _ in range(_TRIES):
+                # Somebody else, fetching another one, may just have made room of it.
+                with suppress(FileNotFoundError):
+                    return Tar(self._fetched(shard), shard.samples)
         except OSError as error:
             raise DeviceError(f"the shard {shard.file} cannot be opened: {error}") from None
         raise DeviceError(
             f"the cache of shards {self.cache} is too small for all who read from it: --set shard_cache_gb=N"
         )
 
+    def _fetched(self, shard: ShardFile) -> Path:
+        """Where a tar file is here, once it is."""
+        self.cache.mkdir(parents=True, exist_ok=True)
+        path = self.cache / f"{shard.sha256[:16]}-{shard.file}"
+        with FileLock(f"{path}.lock"):
+            if path.exists():
+                os.utime(path)
+            else:
+                self._make_room(shard.bytes)
+                fetch(f"{self.index.base}/{shard.file}", path, shard.sha256)
+        return path
+
     def _ahead(self, shard: ShardFile) -> None:
         # Whoever needs it next tries again and says what is wrong.
-        with suppress(DeviceError, BadArtifact):
-            self._opened(shard).file.close()
+        with suppress(DeviceError, OSError):
+            self._fetched(shard)
 
     def _make_room(self, size: int) -> None:
         """Remove the tar files used longest ago; a process that reads one keeps it until it closes it."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import select
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from vitkit.devices.worker import COMMAND, MARK, request
+from vitkit.runtimes.card import sha256
 
 # Home sends something at least every few seconds; after so much silence the link counts as lost.
 SILENCE_S = 60
@@ -114,11 +114,7 @@ def receive(store: Path, name: str, offset: int, size: int) -> None:
                     return
                 file.write(data)
                 offset += len(data)
-        digest = hashlib.sha256()
-        with part.open("rb") as file:
-            while data := file.read(_PIECE):
-                digest.update(data)
-        if digest.hexdigest() != name:
+        if sha256(part) != name:
             raise OSError(errno.EIO, "a copied file arrived damaged; run the command again")
         part.replace(store / name)
     except OSError:

@@ -18,10 +18,9 @@ from vitkit.runtimes.card import Artifact, read_artifact, sha256
 from vitkit.runtimes.errors import BadRequest, DeviceError
 from vitkit.runtimes.files import write_text
 
-# The rules for phones: so many tries, this close together, cooled down before each.
+# The rules for phones: so many tries, this close together.
 TRIES = 5
 MAX_SPREAD = 0.05
-COOL_DOWN_S = 300.0
 _ANSWER_S = 60.0
 _FACTS = {"model": "ro.product.model", "android": "ro.build.version.release", "soc": "ro.soc.model"}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vitkit import evaluate
-from vitkit.bench import BenchReport, load
+from vitkit.bench import BenchReport, from_body
 from vitkit.runtimes.errors import BadInput, BadRequest
 
 # The standard normal's quantile for an interval of 95 %.
@@ -87,7 +87,7 @@ def _read(path: Path) -> Sequence[BenchReport | Evaluation]:
     except (OSError, ValueError, RecursionError) as error:
         raise BadInput(f"{path} cannot be read as JSON: {error}") from None
     if isinstance(body, dict) and "reports" in body:
-        reports = load(path)
+        reports = from_body(body, path)
         if not reports:
             raise BadInput(f"{path} holds no results; measure with: vitkit bench ARTIFACT --json {path}")
         return reports

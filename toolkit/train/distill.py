@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vitkit.models.checkpoints import read_tensors
 from vitkit.runs import load_run
 from vitkit.runtimes.card import ImageSpec, ModelCard
-from vitkit.runtimes.errors import BadInput, BadRequest
+from vitkit.runtimes.errors import BadRequest
 from vitkit.torchvision_shim import timm
+from vitkit.train.transfer import from_timm
 
 _TIMM = "timm:"
 
@@ -65,21 +67,13 @@ def distillation_loss(logits: Tensor, teacher: Tensor, kind: str, temperature: f
 
 
 def _from_timm(text: str, classes: int) -> tuple[nn.Module, ImageSpec]:
-    from vitkit.models.checkpoints import read_tensors
-
     name, _, file = text.partition("=")
-    try:
+    with from_timm(
+        f"the teacher timm:{text} cannot be had", "With weights in a file: teacher=timm:NAME=FILE"
+    ):
         network = timm.create_model(name, pretrained=not file, **({"num_classes": classes} if file else {}))
         if file:
             network.load_state_dict(read_tensors(Path(file)))
-    except (BadInput, BadRequest):
-        raise
-    # timm and its hub raise a dozen types for a missing name, network, file or package.
-    except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise BadRequest(
-            f"the teacher timm:{text} cannot be had: {reason}. With weights in a file: teacher=timm:NAME=FILE"
-        ) from None
     if network.num_classes != classes:
         raise BadRequest(
             f"the teacher timm:{name} knows {network.num_classes} classes, the data has {classes}; name the "

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from vitkit.models import Model, build, model_info
-from vitkit.models.remax import ReMaX
 from vitkit.runs import CONFIG_FILE, WEIGHTS_FILE, write_run_files
 from vitkit.runtimes.card import CARD_FILE
 from vitkit.runtimes.errors import BadInput, BadRequest, DeviceError, VitkitError
@@ -45,7 +44,7 @@ from vitkit.train.seeds import seed_of
 from vitkit.train.shards import Shard, micro_batches
 from vitkit.train.task import Batch, Task
 from vitkit.train.track import Tracker, chosen
-from vitkit.train.transfer import freeze, initialise
+from vitkit.train.transfer import fill_backbone, freeze, initialise
 
 _NAMED_FILES = 8
 # What a resumed training may do otherwise than before.
@@ -68,11 +67,11 @@ def train(
     """Train on a data folder and leave the best epoch as a run at `out`.
 
     Classifiers take the image folders `data/train` and `data/val`, or an index of shards, which may be a
-    URL (`vitkit.data.tars`); panoptic models COCO's layout, and are
-    measured on the training images where there is no validation split. `init` is a run, or a run's weights,
-    to start from (see `transfer.initialise`); `backbone` fills a panoptic model's
-    backbone with ImageNet weights: a file in timm's or torchvision's names, or `timm` to download them.
-    Under `accelerate launch` every process calls this alike.
+    URL (`vitkit.data.tars`); panoptic models COCO's layout, and are measured on the training images where
+    there is no validation split. `init` is a run, or a run's weights, to start from (see
+    `transfer.initialise`); `backbone` fills a panoptic model's backbone with ImageNet weights: a file in
+    timm's or torchvision's names, or `timm` to download them. Under `accelerate launch` every process calls
+    this alike.
 
     Every `save_minutes`, and after each epoch, `out` holds a checkpoint, from which `resume` continues; on
     a CPU with the same number of threads the continued run equals the uninterrupted one bit for bit.
@@ -100,7 +99,7 @@ def train(
         torch.manual_seed(config.seed)
         network = build(config.model, **options)
         if backbone is not None:
-            _load_backbone(network, backbone)
+            fill_backbone(network, backbone)
         fresh = [] if init is None else initialise(network, init)
         trainer = Trainer(config, task, network, accelerator, out, identity)
         if resume:
@@ -355,27 +354,6 @@ def _summed(accelerator: Accelerator) -> Any:
 def _plain(value: Any) -> Any:
     """A setting as JSON gives it back, so that a resumed run's settings compare equal."""
     return json.loads(json.dumps(value))
-
-
-def _load_backbone(network: Model, source: str) -> None:
-    from vitkit.models.backbones import load_backbone
-    from vitkit.models.checkpoints import read_tensors
-
-    assert isinstance(network, ReMaX)
-    tensors = _download(network.config.backbone) if source == "timm" else read_tensors(Path(source))
-    load_backbone(network.backbone, tensors, source)
-
-
-def _download(name: str) -> dict[str, Tensor]:
-    """A backbone's ImageNet weights from timm's hub; raises BadRequest where they cannot be had."""
-    try:
-        return dict(timm.create_model(name, pretrained=True).state_dict())
-    # The hub raises a dozen types for a missing network, a missing file and a missing package.
-    except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise BadRequest(
-            f"the weights of {name} cannot be downloaded: {reason}. Name a file: --backbone-weights FILE"
-        ) from None
 
 
 def _accelerator(config: TrainConfig) -> Accelerator:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from vitkit.models import Model
+from vitkit.models.backbones import load_backbone
 from vitkit.models.checkpoints import listed, read_tensors
+from vitkit.models.remax import ReMaX
 from vitkit.runs import load_run
-from vitkit.runtimes.errors import BadInput, BadRequest
+from vitkit.runtimes.errors import BadInput, BadRequest, VitkitError
+from vitkit.torchvision_shim import timm
 
 
 def initialise(network: Model, source: Path) -> list[str]:
@@ -59,3 +64,31 @@ def freeze(network: nn.Module, names: str) -> list[nn.Module]:
             parameter.requires_grad = False
         frozen += [module for key, module in network.named_modules() if key == name]
     return frozen
+
+
+@contextmanager
+def from_timm(what: str, remedy: str) -> Iterator[None]:
+    """Inside, what timm and its hub raise becomes a BadRequest: what cannot be had, why, the remedy."""
+    try:
+        yield
+    except VitkitError:
+        raise
+    # They raise a dozen types for a missing name, network, file or package.
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise BadRequest(f"{what}: {reason}. {remedy}") from None
+
+
+def fill_backbone(network: Model, source: str) -> None:
+    """Fill a panoptic model's backbone, in place, from a file or, where `source` is `timm`, from its hub.
+
+    Raises BadRequest where the hub does not have the weights, and what reading a file raises.
+    """
+    assert isinstance(network, ReMaX)
+    if source == "timm":
+        name = network.config.backbone
+        with from_timm(f"the weights of {name} cannot be downloaded", "Name a file: --backbone-weights FILE"):
+            tensors = dict(timm.create_model(name, pretrained=True).state_dict())
+    else:
+        tensors = read_tensors(Path(source))
+    load_backbone(network.backbone, tensors, source)
