@@ -228,7 +228,7 @@ def _silent(text: str, fraction: float) -> None:
 def bench(
     artifacts: Sequence[Path],
     *,
-    device: str = "cpu",
+    device: str | None = None,
     threads: int | None = None,
     batch: int = 1,
     duration: float = 10.0,
@@ -244,7 +244,8 @@ def bench(
     Each report holds at least `duration` seconds of recorded queries, one after another. Inputs are drawn
     at random with replacement, by `seed`, from a pool of `pool_size` photographs: a sample of the folder
     `images`, or generated ones where it is None; every artifact meets the same sequence. An engine of fixed
-    batch size is given that many images a query, any other `batch`. `decode` goes to `open_engine`.
+    batch size is given that many images a query, any other `batch`. `device` and `decode` go to
+    `open_engine`.
     `progress(text, fraction)` is called on the way.
 
     Raises BadRequest for options out of range, BadInput where no image can be read, and what
@@ -481,7 +482,7 @@ def _record(lane: _Lane, number: int) -> None:
 
 def _report(
     lane: _Lane,
-    device: str,
+    device: str | None,
     threads: int | None,
     decode: Mapping[str, Any] | None,
     pool: dict[str, Any],
@@ -498,7 +499,7 @@ def _report(
         precision=card.precision,
         files=artifact.hashes(),
         size_bytes=artifact.size_bytes,
-        device=device,
+        device=device or FORMATS[card.target].device,
         scope=lane.scope,
         batch=opened.batch,
         threads=threads,
