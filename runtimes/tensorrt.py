@@ -152,7 +152,10 @@ def cached_engine(artifact: Artifact, here: Machine) -> tuple[bytes, Path]:
 
 
 class TensorRTSession:
-    """One engine with one execution context and one stream; a lock lets threads take turns."""
+    """One engine with one execution context and one stream; a lock lets threads take turns.
+
+    `plan` is the file that holds the engine.
+    """
 
     def __init__(self, artifact: Artifact, plan: bytes, file: Path, settings: dict[str, Any]) -> None:
         self._lock, self._log = threading.Lock(), _Log()
@@ -161,7 +164,7 @@ class TensorRTSession:
         if self._engine is None:
             raise BadArtifact(f"TensorRT {tensorrt.__version__} cannot open {file}: {self._log}")
         self._context = self._engine.create_execution_context()
-        self.settings = settings
+        self.settings, self.plan = settings, file
         card = artifact.card
         self.inputs = self._specs(tensorrt.TensorIOMode.INPUT, card.inputs)
         self.outputs = self._specs(tensorrt.TensorIOMode.OUTPUT, card.outputs)
