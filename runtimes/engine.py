@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from vitkit.runtimes.card import Artifact, ModelCard, TensorSpec, read_artifact
 from vitkit.runtimes.decode import Decoder, decoder
-from vitkit.runtimes.errors import BadArtifact, BadInput, BadRequest, MissingBackend
+from vitkit.runtimes.errors import BadArtifact, BadInput, BadRequest, DeviceError, MissingBackend
 from vitkit.runtimes.image import check_image, placement, prepare, read_image
 
 Feeds = Mapping[str, NDArray[Any]]
@@ -44,21 +44,25 @@ class Session(Protocol):
 class Runtime(NamedTuple):
     """Where the session of a target lives: module, vendor package, extra.
 
-    `device` is the one it takes unasked, `substitute` a package that may stand in for the vendor's.
+    `device` is the one it takes unasked; with `sole` it has no other. `substitute` is a package that may
+    stand in for the vendor's.
     """
 
     module: str
     package: str
     extra: str
     device: str = "cpu"
+    sole: bool = False
     substitute: str | None = None
 
 
 FORMATS = {
     "onnx": Runtime("vitkit.runtimes.onnx", "onnxruntime", "onnx"),
     "openvino": Runtime("vitkit.runtimes.openvino", "openvino", "openvino"),
-    "tensorrt": Runtime("vitkit.runtimes.tensorrt", "tensorrt", "tensorrt", "cuda"),
-    "tflite": Runtime("vitkit.runtimes.tflite", "ai_edge_litert", "tflite", substitute="tflite_runtime"),
+    "tensorrt": Runtime("vitkit.runtimes.tensorrt", "tensorrt", "tensorrt", "cuda", True),
+    "tflite": Runtime(
+        "vitkit.runtimes.tflite", "ai_edge_litert", "tflite", sole=True, substitute="tflite_runtime"
+    ),
 }
 
 
@@ -71,6 +75,16 @@ def runtime_module(target: str) -> Any:
         raise MissingBackend(runtime.package, runtime.extra, error) from None
 
 
+def check_device(target: str, device: str | None) -> None:
+    """Raises DeviceError for a device that no engine of a target runs on, whatever the machine has."""
+    runtime = FORMATS.get(target)
+    if runtime and runtime.sole and device not in (None, runtime.device):
+        raise DeviceError(
+            f"{target} engines have no device {device!r}, they run on {runtime.device} alone; "
+            "name none, which means that one"
+        )
+
+
 def _open_session(artifact: Artifact, threads: int | None, device: str | None) -> Session:
     target = artifact.card.target
     if target not in FORMATS:
@@ -78,6 +92,7 @@ def _open_session(artifact: Artifact, threads: int | None, device: str | None) -
             f"{artifact.path} is compiled for {target!r}; this vitkit runs {', '.join(FORMATS)}: "
             "upgrade it with: pip install --upgrade vitkit"
         )
+    check_device(target, device)
     session: Session = runtime_module(target).open_session(
         artifact, threads=threads, device=device or FORMATS[target].device
     )

@@ -152,7 +152,10 @@ def cached_engine(artifact: Artifact, here: Machine) -> tuple[bytes, Path]:
 
 
 class TensorRTSession:
-    """One engine with one execution context and one stream; a lock lets threads take turns."""
+    """One engine with one execution context and one stream; a lock lets threads take turns.
+
+    `plan` is the file that holds the engine.
+    """
 
     def __init__(self, artifact: Artifact, plan: bytes, file: Path, settings: dict[str, Any]) -> None:
         self._lock, self._log = threading.Lock(), _Log()
@@ -161,7 +164,7 @@ class TensorRTSession:
         if self._engine is None:
             raise BadArtifact(f"TensorRT {tensorrt.__version__} cannot open {file}: {self._log}")
         self._context = self._engine.create_execution_context()
-        self.settings = settings
+        self.settings, self.plan = settings, file
         card = artifact.card
         self.inputs = self._specs(tensorrt.TensorIOMode.INPUT, card.inputs)
         self.outputs = self._specs(tensorrt.TensorIOMode.OUTPUT, card.outputs)
@@ -251,8 +254,6 @@ class TensorRTSession:
 
 def open_session(artifact: Artifact, *, threads: int | None, device: str) -> TensorRTSession:
     """Open a built engine; or a package, whose engine is built first unless this machine has kept it."""
-    if device != "cuda":
-        raise DeviceError(f"TensorRT has no device {device!r}; its engines run on cuda: add --device cuda")
     if threads is not None:
         raise BadRequest(f"threads is {threads}; TensorRT computes on the GPU: leave it out")
     here = machine()

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vitkit.runtimes.card import Artifact, TensorSpec
 from vitkit.runtimes.engine import Feeds, Outputs
-from vitkit.runtimes.errors import BadArtifact, DeviceError
+from vitkit.runtimes.errors import BadArtifact
 
 try:
     from ai_edge_litert.interpreter import Interpreter
@@ -126,8 +126,6 @@ def _precision(tensor: dict[str, Any] | None) -> str:
 
 def open_session(artifact: Artifact, *, threads: int | None, device: str) -> TFLiteSession:
     """Open `model.tflite` on the CPU; XNNPACK runs what it knows. Without `threads` TFLite takes one."""
-    if device != "cpu":
-        raise DeviceError(f"TFLite has no device {device!r} here; it has cpu")
     version = metadata.version(PACKAGE)
     try:
         interpreter = Interpreter(model_path=str(artifact.engine_path), num_threads=threads)

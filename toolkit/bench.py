@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from importlib import import_module
 from pathlib import Path
@@ -21,6 +21,7 @@ import numpy as np
 
 from vitkit.cpu import cpu_info, load_average
 from vitkit.devices.jetson import board_state, is_jetson, throttled
+from vitkit.devices.trtexec import check_fields, cross_check, find_trtexec
 from vitkit.energy import Meter, open_meter
 from vitkit.runtimes.card import read_card
 from vitkit.runtimes.engine import FORMATS, Engine, open_engine
@@ -69,7 +70,8 @@ class BenchReport:
     vendor package already imported; `first_ns` is the first run of the engine after that. `started`
     identifies the call of `bench`: only reports that share it were measured together. `energy` holds the
     `joules` that the machine took over all recorded queries, and the `source` of that estimate; None where
-    no meter can be read.
+    no meter can be read. `cross_check` is what `vitkit.devices.trtexec.cross_check` found about a TensorRT
+    engine in scope `engine`; None for others, and where there is no `trtexec`.
     """
 
     artifact: str
@@ -95,6 +97,7 @@ class BenchReport:
     environment: dict[str, Any]
     started: str
     energy: dict[str, Any] | None = None
+    cross_check: dict[str, Any] | None = None
 
     @property
     def n(self) -> int:
@@ -137,6 +140,18 @@ class BenchReport:
         return self.energy["joules"] / (self.batch * self.n) if self.energy and self.n else None
 
     @property
+    def trtexec_ns(self) -> float | None:
+        """Median GPU compute time of a query by `trtexec`, without copies; None without a cross-check."""
+        times = (self.cross_check or {}).get("gpu_ns")
+        return median(times) if times else None
+
+    @property
+    def cross_check_ratio(self) -> float | None:
+        """p50 over `trtexec_ns`: what copies, launches, waiting and Python add; None without the latter."""
+        own, other = self.percentile(50.0), self.trtexec_ns
+        return own / other if own and other else None
+
+    @property
     def emulated(self) -> str | None:
         """The instruction set that the CPU was capped to, to show a lesser one; None for the real machine."""
         isa: str | None = self.environment.get("emulated_isa")
@@ -168,6 +183,7 @@ class BenchReport:
             "stage_medians_ms": self.stage_medians_ms,
             "stage_gap": self.stage_gap,
             "joules_per_image": self.joules_per_image,
+            "cross_check_ratio": self.cross_check_ratio,
             "emulated": self.emulated,
             "invalid": self.invalid,
         }
@@ -228,7 +244,7 @@ def _silent(text: str, fraction: float) -> None:
 def bench(
     artifacts: Sequence[Path],
     *,
-    device: str = "cpu",
+    device: str | None = None,
     threads: int | None = None,
     batch: int = 1,
     duration: float = 10.0,
@@ -244,8 +260,9 @@ def bench(
     Each report holds at least `duration` seconds of recorded queries, one after another. Inputs are drawn
     at random with replacement, by `seed`, from a pool of `pool_size` photographs: a sample of the folder
     `images`, or generated ones where it is None; every artifact meets the same sequence. An engine of fixed
-    batch size is given that many images a query, any other `batch`. `decode` goes to `open_engine`.
-    `progress(text, fraction)` is called on the way.
+    batch size is given that many images a query, any other `batch`. `device` and `decode` go to
+    `open_engine`. Where this machine has `trtexec`, it times TensorRT engines too, afterwards and with all
+    engines closed: some seconds each. `progress(text, fraction)` is called on the way.
 
     Raises BadRequest for options out of range, BadInput where no image can be read, and what
     `open_engine` raises.
@@ -271,11 +288,23 @@ def bench(
             stack.callback(meter.close)
         _measure(lanes, duration, np.random.default_rng([seed, 2]), progress, meter)
         environment.update(_afterwards(environment))
-        source = meter.source if meter else None
-        return [
-            _report(lane, device, threads, decode, pool.description, environment, started, source)
-            for lane in lanes
-        ]
+    source = meter.source if meter else None
+    reports = [
+        _report(lane, device, threads, decode, pool.description, environment, started, source)
+        for lane in lanes
+    ]
+    _cross_check(reports, lanes, progress)
+    return reports
+
+
+def _cross_check(reports: list[BenchReport], lanes: list[_Lane], progress: Progress) -> None:
+    tool = find_trtexec()
+    for i, lane in enumerate(lanes):
+        # Sessions of TensorRT know the file of their engine.
+        plan = getattr(lane.opened.engine.session, "plan", None)
+        if tool and plan and lane.scope == "engine":
+            progress(f"cross-checking {lane.opened.label} by trtexec", 1.0)
+            reports[i] = replace(reports[i], cross_check=cross_check(tool, plan))
 
 
 def _check_request(
@@ -481,7 +510,7 @@ def _record(lane: _Lane, number: int) -> None:
 
 def _report(
     lane: _Lane,
-    device: str,
+    device: str | None,
     threads: int | None,
     decode: Mapping[str, Any] | None,
     pool: dict[str, Any],
@@ -498,7 +527,7 @@ def _report(
         precision=card.precision,
         files=artifact.hashes(),
         size_bytes=artifact.size_bytes,
-        device=device,
+        device=device or FORMATS[card.target].device,
         scope=lane.scope,
         batch=opened.batch,
         threads=threads,
@@ -614,6 +643,8 @@ def _from_json(body: Mapping[str, Any]) -> BenchReport:
         raise ValueError(f"'times_ns' must hold times from 1 to {MAX_NS} ns")
     if report.batch < 1:
         raise ValueError(f"'batch' is {report.batch}; it must be at least 1")
+    if report.cross_check is not None:
+        check_fields(report.cross_check)
     if any(len(each) != report.n for each in (report.rounds, *report.stages_ns.values())):
         raise ValueError("'rounds' and 'stages_ns' must hold one number for each of 'times_ns'")
     return report
@@ -633,19 +664,22 @@ def _fits(value: Any, kind: Any) -> bool:
 
 HEADER = ("artifact", "p50 ms", "p90 ms", "p99 ms", "images/s", "speed", "n", "load ms", "first ms", "MB")
 STAGE_HEADER = "prepare / run / decode ms"
+CHECK_HEADER = "trtexec ms (ratio)"
 
 
 def _tables(reports: Sequence[BenchReport]) -> dict[str, list[list[str]]]:
     """Header and rows by title, one table for each scope."""
     together = len({report.started for report in reports}) == 1
     ratios = _ratios(reports) if together else [None] * len(reports)
+    checked = any(report.cross_check for report in reports)
     tables: dict[str, list[list[str]]] = {}
     for report, ratio in zip(reports, ratios, strict=True):
         batch = f", batch {report.batch}" if report.batch > 1 else ""
         emulated = f", emulated {report.emulated}" if report.emulated else ""
         title = f"scope {report.scope}{batch}{emulated}"
         stages = [STAGE_HEADER] if report.stages_ns else []
-        rows = tables.setdefault(title, [[*HEADER, *stages]])
+        checks = [CHECK_HEADER] if report.scope == "engine" and checked else []
+        rows = tables.setdefault(title, [[*HEADER, *stages, *checks]])
         rows.append(
             [
                 report.artifact,
@@ -661,6 +695,7 @@ def _tables(reports: Sequence[BenchReport]) -> dict[str, list[list[str]]]:
                     if stages
                     else []
                 ),
+                *([_checked(report)] if checks else []),
             ]
         )
     return tables
@@ -668,6 +703,13 @@ def _tables(reports: Sequence[BenchReport]) -> dict[str, list[list[str]]]:
 
 def _time(ns: int | None) -> str:
     return "n too small" if ns is None else f"{ns / 1e6:.2f}"
+
+
+def _checked(report: BenchReport) -> str:
+    if report.cross_check is None:
+        return "-"
+    time, ratio = report.trtexec_ns, report.cross_check_ratio
+    return f"{time / 1e6:.2f} ({ratio:.2f})" if time and ratio else "failed"
 
 
 def _speed(ratio: Ratio | None) -> str:
@@ -695,6 +737,7 @@ def _circumstances(report: BenchReport) -> list[str]:
     cores = cpu["usable_cores"] or cpu["cores"] or "unknown"
     return [
         *_warnings(report),
+        *check_notes(report),
         f"{machine}Device {report.device}; CPU {cpu['model'] or 'unknown'}, cores {cores}, features "
         f"{features}; threads {report.threads or 'as the vendor chooses'}.",
         f"Governor {cpu['governor'] or 'unknown'}; load average {_load(environment['load_average_before'])} "
@@ -724,6 +767,22 @@ def _warnings(report: BenchReport) -> list[str]:
             "machine that does other things too. Ratios hold better, since engines took turns."
         )
     return lines
+
+
+def check_notes(report: BenchReport) -> list[str]:
+    """What the cross-check by `trtexec` says and does not say, one sentence or two a line; empty without."""
+    found, time = report.cross_check, report.trtexec_ns
+    if found is None:
+        return []
+    if time is None:
+        return [f"No cross-check of {report.artifact}: {found['problem']}."]
+    return [
+        f"Cross-check of {report.artifact}: trtexec {found['version']} measured {time / 1e6:.2f} ms of GPU "
+        f"time alone (median of {len(found['gpu_ns'])} queries): no copies, a CUDA graph, the next query "
+        f"always queued. p50 here is {report.cross_check_ratio:.2f} times that, with copies, launches, "
+        "waiting and Python; below 1 the clocks differed.",
+        *(f"trtexec warns of {report.artifact}: {warning}" for warning in found["warnings"]),
+    ]
 
 
 def _load(values: list[float] | None) -> str:

@@ -13,7 +13,9 @@ import pytest
 from typer.testing import CliRunner
 
 from vitkit import BadArtifact, BadRequest, DeviceError, MissingBackend, exporters, open_engine
+from vitkit.bench import bench
 from vitkit.cli import app
+from vitkit.devices.trtexec import find_trtexec
 from vitkit.exporters.golden import generated_photos
 from vitkit.exporters.tensorrt import build
 from vitkit.runtimes.card import read_card, sha256, write_card
@@ -116,8 +118,13 @@ def test_what_cannot_be_built_says_so(package, tmp_path):
         build(package, tmp_path / "a")
 
 
-def test_tensorrt_runs_on_the_gpu_unasked():
+def test_tensorrt_runs_on_the_gpu_unasked(package):
     assert {name: row.device for name, row in FORMATS.items() if row.device != "cpu"} == {"tensorrt": "cuda"}
+    for device in ("cpu", "gpu", "cuda:1"):
+        with pytest.raises(
+            DeviceError, match=f"tensorrt engines have no device '{device}', they run on cuda"
+        ):
+            open_engine(package, device=device)
 
 
 def export_for(here: Machine, source, calibration, folder, precision):
@@ -184,7 +191,18 @@ def test_a_package_for_another_version_is_refused(source, tmp_path, monkeypatch)
     exporters.export(source, tmp_path / "a", target="tensorrt", precision="fp32", trt_version=other)
     with pytest.raises(DeviceError, match=f"package for TensorRT {other}, here is {here.tensorrt}"):
         open_engine(tmp_path / "a")
-    with pytest.raises(DeviceError, match="run on cuda"):
-        open_engine(tmp_path / "a", device="cpu")
     with pytest.raises(BadRequest, match="threads is 2"):
         open_engine(tmp_path / "a", threads=2)
+
+
+def test_trtexec_agrees_with_the_bench(source, tmp_path, monkeypatch):
+    _, here = runtime()
+    if find_trtexec() is None:
+        pytest.skip("there is no trtexec, neither in the PATH nor in /usr/src/tensorrt/bin")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    export_for(here, source, None, tmp_path / "package", "fp32")
+    (report,) = bench([tmp_path / "package"], duration=0.5, pool_size=2, scopes=["engine"])
+    assert report.device == "cuda"
+    assert "problem" not in report.cross_check
+    # Copies and launches add to the GPU's own time, and take nothing from it.
+    assert report.cross_check_ratio > 0.8

@@ -144,7 +144,7 @@ def test_a_file_that_others_made_knows_the_photographs(mobilenet, real_photos):
 
 
 def test_what_cannot_be_opened_says_why(mobilenet, tmp_path):
-    with pytest.raises(DeviceError, match="TFLite has no device 'gpu'"):
+    with pytest.raises(DeviceError, match="tflite engines have no device 'gpu', they run on cpu alone"):
         vitkit.open_engine(mobilenet, device="gpu")
     folder = shutil.copytree(mobilenet, tmp_path / "a")
     for content in (b"", b"not an engine", (folder / "model.tflite").read_bytes()[:5000]):

@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 
@@ -20,8 +22,8 @@ from vitkit.devices import measure, registry
 from vitkit.devices.link import Link, bench_on
 from vitkit.devices.registry import KINDS, Device, default_file, find_device, read_devices, write_devices
 from vitkit.devices.wheel import runtime_wheel
-from vitkit.runtimes.card import sha256
-from vitkit.runtimes.errors import BadRequest, DeviceError
+from vitkit.runtimes.card import read_card, sha256, write_card
+from vitkit.runtimes.errors import BadRequest, DeviceError, VitkitError
 
 PI = Device("pi", "ssh", "pi@10.0.0.2")
 ORIN = Device(
@@ -175,6 +177,42 @@ def test_the_engines_own_device_there(here, tmp_path):
             max_isa=None,
             progress=lambda text, done: None,
         )
+
+
+def for_tensorrt(folder):
+    write_artifact(folder)
+    write_card(replace(read_card(folder), target="tensorrt"), folder)
+    return folder
+
+
+def test_each_target_has_its_own_device_unless_one_is_named(here, tmp_path):
+    file = tmp_path / "devices.toml"
+    write_devices({"here": here}, file)
+    plain, package = write_artifact(tmp_path / "a" / "means"), for_tensorrt(tmp_path / "b" / "means")
+
+    def run(artifact, device):
+        options = {**SHORT, "device": device, "threads": None}
+        return measure([artifact], options, devices=file, max_isa=None, progress=lambda text, done: None)
+
+    assert [run(plain, device)[0].device for device in (None, "cpu", "here", "here:cpu")] == ["cpu"] * 4
+    # Named, it is refused before the other process starts; unnamed, only TensorRT itself is missing.
+    for device in ("cpu", "here:cpu", "here:gpu"):
+        with pytest.raises(
+            DeviceError, match=r"tensorrt engines have no device '[cg]pu', they run on cuda alone"
+        ):
+            run(package, device)
+    for device in () if find_spec("tensorrt") else (None, "cuda", "here", "here:cuda"):
+        with pytest.raises(VitkitError, match=r"pip install 'vitkit\[tensorrt\]'"):
+            run(package, device)
+
+
+def test_a_device_that_the_target_cannot_have_is_refused_before_the_link(here, tmp_path):
+    package = for_tensorrt(tmp_path / "means")
+    away = replace(here, python="/no/python")
+    with pytest.raises(DeviceError, match="run on cuda alone"):
+        bench_on(away, [package], {**SHORT, "device": "cpu"})
+    with pytest.raises(DeviceError, match="no '/no/python' here"):
+        bench_on(away, [package], {**SHORT, "device": None})
 
 
 def test_a_python_that_is_not_there(here):

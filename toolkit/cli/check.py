@@ -200,11 +200,13 @@ def _print_quality(report: QualityReport, title: str) -> None:
 def bench(
     artifacts: Annotated[list[Path], typer.Argument(help="Artifact folders; several are interleaved.")],
     device: Annotated[
-        str,
+        Optional[str],  # noqa: UP045
         typer.Option(
-            "--device", help="cpu, what the vendor has here, or NAME or NAME:gpu of vitkit device list."
+            "--device",
+            help="cpu, what the vendor has here, or NAME or NAME:gpu of vitkit device list "
+            "(cpu, and cuda for TensorRT).",
         ),
-    ] = "cpu",
+    ] = None,
     devices: DevicesFile = None,
     threads: Threads = None,
     duration: Annotated[float, typer.Option(help="Seconds recorded for each artifact and scope.")] = 10.0,
@@ -271,7 +273,7 @@ def bench(
         "scopes": scope or ("engine", "image"),
         "decode": {"fast": True} if fast else None,
     }
-    phone = find_device(device.partition(":")[0], devices or default_file())
+    phone = find_device(device.partition(":")[0], devices or default_file()) if device else None
     if phone and phone.kind == "adb":
         refused = {"--fps-target": fps_target, "--max-isa": max_isa, "--images": images, "--scope": scope}
         if given := [flag for flag, value in {**refused, "--fast": fast}.items() if value]:

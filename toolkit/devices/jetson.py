@@ -132,19 +132,6 @@ def joules(samples: Sequence[tuple[float, float]]) -> float:
     return total
 
 
-def joules_per_frame(samples: Sequence[tuple[float, float]], frames: int) -> float:
-    """Energy of power samples (s, W) over the frames that were computed meanwhile, in J.
-
-    Raises BadInput for fewer than two samples or one frame, which give no answer.
-    """
-    if len(samples) < 2 or frames < 1:
-        raise BadInput(
-            f"{len(samples)} power samples and {frames} frames give no energy per frame; it needs at least "
-            "two samples and one frame: measure for longer"
-        )
-    return joules(samples) / frames
-
-
 def is_jetson(root: Path = Path("/")) -> bool:
     """Whether this machine is a Jetson. `root` is the folder that holds `etc` and `proc`."""
     if (root / "etc/nv_tegra_release").exists():

@@ -21,6 +21,7 @@ from vitkit.devices.wheel import runtime_wheel
 from vitkit.devices.worker import check_isa, collect, events, raise_error
 from vitkit.doctor import Check
 from vitkit.runtimes.card import CARD_FILE, read_artifact, sha256
+from vitkit.runtimes.engine import check_device
 from vitkit.runtimes.errors import BadRequest, DeviceError, VitkitError
 
 # Above all of the user's configuration, which holds for the rest: keys, agent, jump hosts, known hosts.
@@ -380,7 +381,8 @@ def bench_on(
 ) -> list[BenchReport]:
     """Measure artifacts on a device; see `Link.bench`.
 
-    Raises BadRequest for an artifact of a target that the device is not meant for, before it is reached.
+    Raises BadRequest for an artifact of a target that the device is not meant for, and DeviceError for an
+    engine's device that the target cannot have, before the device is reached.
     """
     for path in artifacts:
         target = read_artifact(path).card.target
@@ -390,6 +392,7 @@ def bench_on(
                 f"{path} is compiled for {target}, and {device.name} is meant for {meant}; if it can run "
                 f"that too: {_again(device, f'--target {target}')}"
             )
+        check_device(target, options.get("device"))
     if max_isa is not None:
         check_isa(max_isa, artifacts)
     progress(f"reaching {device.name}", 0.0)

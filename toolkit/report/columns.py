@@ -35,6 +35,8 @@ def latency_columns(rows: Sequence[Row], where: Column) -> list[Column]:
         Column("times as fast", lambda row: _speed(row.ratio)),
         *_accuracies(one for row in rows for one in row.evaluations),
         Column("J an image", lambda row: energy_cell(row.report)),
+        Column("trtexec GPU ms", lambda row: _trtexec(row.report.trtexec_ns, 1e6)),
+        Column("times trtexec", lambda row: _trtexec(row.report.cross_check_ratio, 1)),
         Column("MB", lambda row: _number(row.report.size_bytes / 1e6)),
         Column("n", lambda row: Cell(f"{row.report.n:,}", row.report.n)),
     ]
@@ -122,6 +124,10 @@ def _percentile(q: float) -> Column:
         return Cell("n too small", None) if ns is None else _number(ns / 1e6)
 
     return Column(f"p{q:g} ms", cell)
+
+
+def _trtexec(value: float | None, unit: float) -> Cell | None:
+    return None if value is None else _number(value / unit)
 
 
 def _speed(ratio: Ratio | None) -> Cell | None:

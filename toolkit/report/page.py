@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 
-from vitkit.bench import SCOPES, BenchReport
+from vitkit.bench import SCOPES, BenchReport, check_notes
 from vitkit.report.columns import (
     artifact_columns,
     energy_cell,
@@ -245,5 +245,6 @@ def _estimates(results: Results, rows: Sequence[Row]) -> str:
         (any(report.pool.get("source") == "generated" for report in reports), _ESTIMATE + _GENERATED),
         (bool(results.evaluations), _ACCURACY),
     ]
-    items = _list(line for holds, line in lines if holds)
+    checks = [html(note, LONG) for report in reports for note in check_notes(report)]
+    items = _list([*(line for holds, line in lines if holds), *checks])
     return f"<section><h2>What is measured, what is an estimate</h2>\n{items}</section>\n"
