@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: demo test lint types wheel bench clean
+.PHONY: demo test test-arm lint types bench clean
 
 demo: .venv/installed
 	$(BIN)/vitkit demo demo
@@ -13,6 +13,14 @@ test: lint types
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# Every engine on an emulated ARM processor; 2 GB and Debian's apt-get, but no root. ARM_NETWORKS="ps_vit_ti_14_share
+# remax_t" takes those of real size instead: an hour.
+test-arm: .arm/python
+	VITKIT_ARM=.arm VITKIT_ARM_NETWORKS="$(ARM_NETWORKS)" $(BIN)/python -m pytest tests/arm
+
+.arm/python: tests/arm/prepare.sh constraints.txt .venv/installed
+	sh tests/arm/prepare.sh .arm $(BIN)/python
 
 # The folders are packages of one import name only once installed, so that is what is checked.
 types: .venv/installed
@@ -34,4 +42,4 @@ bench: .venv/installed
 	touch .venv/installed
 
 clean:
-	rm -rf .venv build dist demo *.egg-info
+	rm -rf .venv .arm build dist demo *.egg-info

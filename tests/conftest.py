@@ -35,6 +35,41 @@ def real_photos() -> Path:
 
 
 @pytest.fixture(scope="session")
+def mobilenet(real_photos, tmp_path_factory) -> Path:
+    """A TFLite file that Google made and Coral published, with a card written by hand."""
+    import csv
+    import shutil
+
+    from vitkit.runtimes.card import ImageSpec, ModelCard, TensorSpec, write_card
+
+    weights = SHARED / "weights" / "mobilenet_v2_imagenet_int8.tflite"
+    if not weights.is_file():
+        pytest.skip(f"the network is not at {weights}")
+    with (real_photos / "classes.csv").open(newline="") as file:
+        rows = {int(row["index"]): (row["wnid"], row["name"]) for row in csv.DictReader(file)}
+    classes = [rows.get(i, (f"n{i}", f"class {i}")) for i in range(1000)]
+    folder = tmp_path_factory.mktemp("mobilenet")
+    shutil.copy(weights, folder / "model.tflite")
+    card = ModelCard(
+        name="mobilenet_v2",
+        task="classification",
+        target="tflite",
+        precision="int8",
+        inputs=(TensorSpec("input", (1, 224, 224, 3), "uint8"),),
+        outputs=(TensorSpec("Identity", (1, 1001), "float32"),),
+        image=ImageSpec((224, 224), crop_pct=0.875),
+        # This network's class 0 is the background.
+        labels=("background", *(name for _, name in classes)),
+        label_ids=("background", *(wnid for wnid, _ in classes)),
+        decode={"probabilities": "Identity"},
+        engine="model.tflite",
+        files={"model.tflite": None},
+    )
+    write_card(card, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def photo_folder(tmp_path_factory) -> Path:
     """24 generated photographs of several sizes and formats, some in subfolders."""
     from PIL import Image

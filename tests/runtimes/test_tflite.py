@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from conftest import SHARED
 
 import vitkit
 from vitkit import BadArtifact, BadInput, DeviceError
 from vitkit.evaluate import evaluate, open_network
-from vitkit.runtimes.card import ImageSpec, ModelCard, TensorSpec, write_card
+from vitkit.runtimes.card import ImageSpec, ModelCard, TensorSpec
 
 pytest.importorskip("ai_edge_litert")
 
@@ -93,39 +91,6 @@ def test_free_batches_follow_the_feeds(tmp_path):
     for count in (1, 3, 2):
         feed = np.full((count, 2, 2, 3), count, np.float32)
         assert np.array_equal(session.run({"in": feed})["out"], feed)
-
-
-def hand_written(folder, weights, classes):
-    shutil.copy(weights, folder / "model.tflite")
-    card = ModelCard(
-        name="mobilenet_v2",
-        task="classification",
-        target="tflite",
-        precision="int8",
-        inputs=(TensorSpec("input", (1, 224, 224, 3), "uint8"),),
-        outputs=(TensorSpec("Identity", (1, 1001), "float32"),),
-        image=ImageSpec((224, 224), crop_pct=0.875),
-        # This network's class 0 is the background.
-        labels=("background", *(name for _, name in classes)),
-        label_ids=("background", *(wnid for wnid, _ in classes)),
-        decode={"probabilities": "Identity"},
-        engine="model.tflite",
-        files={"model.tflite": None},
-    )
-    write_card(card, folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def mobilenet(real_photos, tmp_path_factory):
-    """A file that Google made and Coral published, with a card written by hand."""
-    weights = SHARED / "weights" / "mobilenet_v2_imagenet_int8.tflite"
-    if not weights.is_file():
-        pytest.skip(f"the network is not at {weights}")
-    with (real_photos / "classes.csv").open(newline="") as file:
-        rows = {int(row["index"]): (row["wnid"], row["name"]) for row in csv.DictReader(file)}
-    classes = [rows.get(i, (f"n{i}", f"class {i}")) for i in range(1000)]
-    return hand_written(tmp_path_factory.mktemp("mobilenet"), weights, classes)
 
 
 def test_a_file_that_others_made_knows_the_photographs(mobilenet, real_photos):
