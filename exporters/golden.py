@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vitkit.runtimes.card import Artifact, ImageSpec
+from vitkit.runtimes.card import Artifact
 from vitkit.runtimes.errors import BadArtifact
 
 GOLDEN_FILE = "golden.npz"
@@ -76,10 +75,3 @@ def read_golden(artifact: Artifact) -> tuple[NDArray[Any], dict[str, NDArray[Any
         if not good or found.shape[1:] != spec.shape[1:] or not len(found):
             raise BadArtifact(f"{path}: {name} is {found.dtype} {list(found.shape)}, the card says {spec}")
     return arrays[key], outputs
-
-
-def golden_inputs(photos: Sequence[NDArray[np.uint8]], image: ImageSpec) -> NDArray[Any]:
-    """Photographs as prepared inputs (N, ...)."""
-    from vitkit.runtimes.image import prepare
-
-    return np.stack([prepare(photo, image) for photo in photos])

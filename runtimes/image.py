@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -172,3 +173,8 @@ def prepare(image: Image, spec: ImageSpec) -> NDArray[Any]:
     if spec.layout == "NCHW":
         pixels = pixels.transpose(2, 0, 1)
     return np.ascontiguousarray(pixels)
+
+
+def prepare_batch(images: Iterable[Image], spec: ImageSpec) -> NDArray[Any]:
+    """At least one image (H, W, 3) uint8 RGB, each of any size -> engine inputs (N, ...); see `prepare`."""
+    return np.stack([prepare(image, spec) for image in images])
