@@ -24,11 +24,10 @@ from PIL import Image
 from vitkit import exporters
 from vitkit.calibration.dataset import calibration_set
 from vitkit.cpu import cpu_info
-from vitkit.exporters.golden import generated_photos
 from vitkit.exporters.source import Source
 from vitkit.runs import untrained_run
 from vitkit.runtimes.engine import Engine, Outputs, open_engine
-from vitkit.runtimes.image import prepare_batch
+from vitkit.runtimes.image import generated_photos, prepare_batch
 
 ENGINES = ["onnx-fp32", "onnx-int8", "openvino-fp32", "openvino-bf16", "openvino-int8"]
 CONFIDENT = 12

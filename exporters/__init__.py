@@ -183,7 +183,7 @@ def export(
     from vitkit.exporters import golden as goldens
     from vitkit.exporters.onnx import DEFAULT_OPSET
     from vitkit.runtimes.files import atomic_folder
-    from vitkit.runtimes.image import prepare_batch
+    from vitkit.runtimes.image import generated_photos, prepare_batch
 
     image = replace(source.card.image, **INPUTS[input])  # type: ignore[arg-type]
     count = goldens.count(source.card.task)
@@ -191,7 +191,7 @@ def export(
     if target == "tensorrt":
         own["trt_version"] = trt_version or DEFAULT_VERSION
         opset = FLAVOURS[own["trt_version"]].opset
-    examples = goldens.generated_photos(count) if golden is None else golden[:count]
+    examples = generated_photos(count) if golden is None else golden[:count]
     with atomic_folder(out) as folder:
         step(f"making the {precision} engine for {target}")
         make = import_module(TARGETS[target].module).export

@@ -14,11 +14,11 @@ from conftest import lively
 
 import vitkit
 from vitkit import BadRequest, ExportFailed, MissingBackend, exporters
-from vitkit.exporters.golden import generated_photos
 from vitkit.exporters.onnx import OPSETS, trace
 from vitkit.exporters.source import Source
 from vitkit.models import build, run_card
 from vitkit.runtimes.card import CARD_FILE, read_card, sha256
+from vitkit.runtimes.image import generated_photos
 
 # Packages, which nothing here runs as they are, have tests of their own.
 TARGETS = {target: row for target, row in exporters.TARGETS.items() if row.stand_in is None}

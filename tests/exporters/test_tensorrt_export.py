@@ -17,7 +17,6 @@ from onnx import TensorProto, helper
 from vitkit import BadRequest, ExportFailed, exporters
 from vitkit.calibration.dataset import calibration_set
 from vitkit.calibration.policy import float_nodes
-from vitkit.exporters.golden import generated_photos
 from vitkit.exporters.onnx import trace
 from vitkit.exporters.source import Source
 from vitkit.exporters.tensorrt import check_rules, convert
@@ -26,7 +25,7 @@ from vitkit.exporters.tensorrt_rules import VERSIONS, check
 from vitkit.inspection import inspect
 from vitkit.models import build, run_card
 from vitkit.runtimes.card import CARD_FILE, read_artifact
-from vitkit.runtimes.image import prepare_batch
+from vitkit.runtimes.image import generated_photos, prepare_batch
 from vitkit.runtimes.tensorrt_options import FLAVOURS, read_built, read_options
 
 SMALL = {

@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 
 from vitkit import BadArtifact, BadRequest, DeviceError, MissingBackend, exporters, open_engine
 from vitkit.cli import app
-from vitkit.exporters.golden import generated_photos
 from vitkit.exporters.tensorrt import build
 from vitkit.runtimes.card import read_card, sha256, write_card
 from vitkit.runtimes.engine import FORMATS, runtime_module
+from vitkit.runtimes.image import generated_photos
 from vitkit.runtimes.tensorrt_options import FLAVOURS, Machine, flavour_of
 
 

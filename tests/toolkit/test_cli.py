@@ -19,8 +19,8 @@ from PIL import Image
 from test_checkpoints import theirs
 
 from vitkit.data.shapes import write_shapes
-from vitkit.exporters.golden import generated_photos
 from vitkit.runs import load_run
+from vitkit.runtimes.image import generated_photos
 
 
 def vitkit(*arguments, code=0, cwd=None):
