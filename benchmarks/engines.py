@@ -22,11 +22,11 @@ from plain import PlainPSViT
 from vitkit import exporters
 from vitkit.bench import bench, to_markdown
 from vitkit.calibration.dataset import calibration_set
-from vitkit.exporters.golden import generated_photos
 from vitkit.exporters.onnx import engine_card
 from vitkit.exporters.source import Source
 from vitkit.models import build, run_card
 from vitkit.runtimes.card import write_card
+from vitkit.runtimes.image import generated_photos
 
 ENGINES = [
     ("onnx", "fp32"),

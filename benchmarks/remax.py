@@ -24,11 +24,10 @@ from PIL import Image
 from vitkit import exporters
 from vitkit.calibration.dataset import calibration_set
 from vitkit.cpu import cpu_info
-from vitkit.exporters.golden import generated_photos
 from vitkit.exporters.source import Source
 from vitkit.runs import untrained_run
 from vitkit.runtimes.engine import Engine, Outputs, open_engine
-from vitkit.runtimes.image import prepare
+from vitkit.runtimes.image import generated_photos, prepare_batch
 
 ENGINES = ["onnx-fp32", "onnx-int8", "openvino-fp32", "openvino-bf16", "openvino-int8"]
 CONFIDENT = 12
@@ -123,7 +122,7 @@ def measure(given: argparse.Namespace, source: Source, work: Path, threads: int,
     torch.set_num_threads(threads)
     rows: dict[str, Callable[[], object]] = {}
     if not given.no_torch:
-        images = prepare(photo, source.card.image)[None]
+        images = prepare_batch([photo], source.card.image)
         rows["torch eager | engine"] = lambda: source.predict(images)
     opened = []
     for name in given.engines:

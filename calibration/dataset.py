@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vitkit.runtimes.card import ImageSpec, sha256
 from vitkit.runtimes.errors import BadInput, BadRequest
-from vitkit.runtimes.image import find_images, prepare, read_image
+from vitkit.runtimes.image import find_images, prepare_batch, read_image
 
 MINIMUM = 16
 DEFAULT_COUNT = 128
@@ -46,7 +46,7 @@ class CalibrationSet:
         count = -(-len(self.files) // batch) * batch
         for start in range(0, count, batch):
             names = (self.files[i % len(self.files)] for i in range(start, start + batch))
-            yield np.stack([prepare(read_image(self.folder / name), image) for name in names])
+            yield prepare_batch((read_image(self.folder / name) for name in names), image)
 
     def photos(self) -> Iterator[NDArray[np.uint8]]:
         """The images as (H, W, 3) uint8 RGB."""

@@ -25,6 +25,9 @@ def quantize(
 
     Products of two activations (attention) stay float: quantising them costs accuracy and saves little. So
     do stacks of matrices, for which ONNX Runtime has no INT8 kernel with a scale for each channel.
+
+    A node of a float scope that shares a quantised tensor reads the quantised values: docs/results/remax.md
+    has what giving it the float ones costs and brings. `model` must not be used afterwards.
     """
     matrices = {item.name for item in model.graph.initializer if len(item.dims) == 2}
     names = [node.name for node in model.graph.node]
@@ -52,7 +55,8 @@ def static_qdq(
     """Q/DQ pairs around Conv, MatMul and Gemm nodes, except those named in `exclude`.
 
     Ranges are the least and greatest values seen, weights signed with a scale for each channel.
-    `activations` is ONNX Runtime's name of their type, `options` are its extra options.
+    `activations` is ONNX Runtime's name of their type, `options` are its extra options. `model` must not be
+    used afterwards: ONNX Runtime moves its weights into a file that is gone by then.
     """
     import onnx
     from onnxruntime.quantization import (

@@ -183,6 +183,7 @@ def export(
     from vitkit.exporters import golden as goldens
     from vitkit.exporters.onnx import DEFAULT_OPSET
     from vitkit.runtimes.files import atomic_folder
+    from vitkit.runtimes.image import generated_photos, prepare_batch
 
     image = replace(source.card.image, **INPUTS[input])  # type: ignore[arg-type]
     count = goldens.count(source.card.task)
@@ -190,7 +191,7 @@ def export(
     if target == "tensorrt":
         own["trt_version"] = trt_version or DEFAULT_VERSION
         opset = FLAVOURS[own["trt_version"]].opset
-    examples = goldens.generated_photos(count) if golden is None else golden[:count]
+    examples = generated_photos(count) if golden is None else golden[:count]
     with atomic_folder(out) as folder:
         step(f"making the {precision} engine for {target}")
         make = import_module(TARGETS[target].module).export
@@ -208,8 +209,8 @@ def export(
             method = import_module(TARGETS[target].quantiser).METHOD
             record = calibration.record(image, method, list(source.module.float_scopes))
             (folder / CALIBRATION_FILE).write_text(record, encoding="utf-8")
-        reference = source.predict(goldens.golden_inputs(examples, source.card.image))
-        goldens.write_golden(folder, goldens.golden_inputs(examples, image), reference)
+        reference = source.predict(prepare_batch(examples, source.card.image))
+        goldens.write_golden(folder, prepare_batch(examples, image), reference)
         artifact = Artifact(
             folder, _finish(card, source, folder, target, calibration, opset or DEFAULT_OPSET)
         )
@@ -290,9 +291,9 @@ def check_stages(engine: Engine, source: Staged, photos: Sequence[NDArray[np.uin
     """Shares of pixels that change in each decision inside the network, from a twin that returns them too."""
     from vitkit.exporters.parity_panoptic import stage_flips
     from vitkit.runtimes.engine import open_engine
-    from vitkit.runtimes.image import prepare
+    from vitkit.runtimes.image import prepare_batch
 
-    found = source.stages(prepare(photos[0], source.card.image)[None])
+    found = source.stages(prepare_batch(photos[:1], source.card.image))
     if not found:
         return {}
     shapes = {name: (engine.batch, *slots.shape[1:]) for name, slots in found.items()}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vitkit.runtimes.card import Artifact, ImageSpec
+from vitkit.runtimes.card import Artifact
 from vitkit.runtimes.errors import BadArtifact
 
 GOLDEN_FILE = "golden.npz"
@@ -21,29 +20,6 @@ _COUNT = 4
 def count(task: str) -> int:
     """How many golden pairs an artifact of a task carries."""
     return _COUNTS.get(task, _COUNT)
-
-
-def generated_photos(
-    count: int, seed: int = 0, size: tuple[int, int] = (320, 400)
-) -> list[NDArray[np.uint8]]:
-    """Images with the broad statistics of photographs: smooth light, edges, grain; (H, W, 3) uint8 RGB."""
-    height, width = size
-    y, x = np.mgrid[0:height, 0:width] / max(size)
-    photos = []
-    for i in range(count):
-        rng = np.random.default_rng((seed, i))
-        waves = rng.normal(0, 4, (6, 3, 2)) / np.arange(1, 7)[:, None, None] ** 0.5
-        phases, strengths = rng.uniform(0, 6.3, (6, 3)), rng.uniform(5, 30, (6, 3))
-        angles = waves[..., 0, None, None] * y * 6.3 + waves[..., 1, None, None] * x * 6.3
-        light = (strengths[..., None, None] * np.sin(angles + phases[..., None, None])).sum(0)
-        photo = 128 + light.transpose(1, 2, 0)
-        for _ in range(8):
-            top, left = rng.integers(0, height - 8), rng.integers(0, width - 8)
-            tall, wide = rng.integers(8, height // 2), rng.integers(8, width // 2)
-            photo[top : top + tall, left : left + wide] += rng.normal(0, 40, 3)
-        photo += rng.normal(0, 6, photo.shape)
-        photos.append(photo.clip(0, 255).astype(np.uint8))
-    return photos
 
 
 def write_golden(
@@ -76,10 +52,3 @@ def read_golden(artifact: Artifact) -> tuple[NDArray[Any], dict[str, NDArray[Any
         if not good or found.shape[1:] != spec.shape[1:] or not len(found):
             raise BadArtifact(f"{path}: {name} is {found.dtype} {list(found.shape)}, the card says {spec}")
     return arrays[key], outputs
-
-
-def golden_inputs(photos: Sequence[NDArray[np.uint8]], image: ImageSpec) -> NDArray[Any]:
-    """Photographs as prepared inputs (N, ...)."""
-    from vitkit.runtimes.image import prepare
-
-    return np.stack([prepare(photo, image) for photo in photos])

@@ -15,6 +15,7 @@ from vitkit.runtimes.card import ImageSpec, ModelCard
 from vitkit.runtimes.decode import softmax
 from vitkit.runtimes.engine import Engine, Outputs
 from vitkit.runtimes.errors import BadArtifact, BadRequest
+from vitkit.runtimes.image import prepare_batch
 
 # Two classes whose probabilities the float model itself puts this close are a tie, and a flip between
 # them says nothing about the engine.
@@ -231,12 +232,10 @@ def check_photos(
     """
     if engine.card.task == "panoptic":
         return parity_panoptic.check_photos(engine, reference, reference_image, photos, stages)
-    from vitkit.exporters.golden import golden_inputs
-
     names, want, got = [], [], []
     for name, photo in photos:
         names.append(name)
-        want.append(reference(golden_inputs([photo], reference_image)))
+        want.append(reference(prepare_batch([photo], reference_image)))
         got.append(engine.run_batched(engine.prepare([photo])))
     wanted, found = (
         {key: np.concatenate([outputs[key] for outputs in side]) for key in side[0]} for side in (want, got)

@@ -18,7 +18,7 @@ from vitkit.exporters.golden import read_golden
 from vitkit.runtimes.card import ImageSpec, ModelCard
 from vitkit.runtimes.decode import softmax
 from vitkit.runtimes.engine import Engine, Outputs
-from vitkit.runtimes.image import prepare
+from vitkit.runtimes.image import prepare_batch
 from vitkit.runtimes.panoptic import Panoptic
 
 # A pixel that the float model itself gives to its slot by less than this lead in probability may flip.
@@ -211,7 +211,7 @@ def check_photos(
     """
     sums, quality = _Sums(), _Quality()
     for _, photo in photos:
-        want = _first(reference(prepare(photo, reference_image)[None]))
+        want = _first(reference(prepare_batch([photo], reference_image)))
         got = _first(engine.run_batched(engine.prepare([photo])))
         sums.add(want, got, engine.card)
         quality.add(*(engine.decode(_batched(outputs), [photo])[0] for outputs in (want, got)))
@@ -261,7 +261,7 @@ def stage_flips(
     """
     changed: dict[str, list[float]] = {}
     for photo in photos:
-        want = stages(prepare(photo, image)[None])
+        want = stages(prepare_batch([photo], image))
         got = engine.run_batched(engine.prepare([photo]))
         for name, slots in want.items():
             changed.setdefault(name, []).append(float(np.mean(got[name].reshape(slots.shape) != slots)))

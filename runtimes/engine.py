@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from vitkit.runtimes.card import Artifact, ModelCard, TensorSpec, read_artifact
 from vitkit.runtimes.decode import Decoder, decoder
 from vitkit.runtimes.errors import BadArtifact, BadInput, BadRequest, DeviceError, MissingBackend
-from vitkit.runtimes.image import check_image, placement, prepare, read_image
+from vitkit.runtimes.image import check_image, placement, prepare_batch, read_image
 
 Feeds = Mapping[str, NDArray[Any]]
 Outputs = dict[str, NDArray[Any]]
@@ -195,7 +195,7 @@ class Engine:
         """Photographs (H, W, 3) uint8 RGB -> the batch (len(images), ...) that `run` takes."""
         if not isinstance(images, (list, tuple)) or not images:
             raise BadInput("images must be a list of at least one array")
-        return np.stack([prepare(image, self.card.image) for image in images])
+        return prepare_batch(images, self.card.image)
 
     def __call__(self, image: Any) -> Any:
         """Run on one image, or a list of them, and decode.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,27 @@ def sample_photos(folder: Path, count: int) -> list[tuple[str, Image]]:
     return [(path.relative_to(folder).as_posix(), read_image(path)) for path in chosen]
 
 
+def generated_photos(count: int, seed: int = 0, size: tuple[int, int] = (320, 400)) -> list[Image]:
+    """Images with the broad statistics of photographs: smooth light, edges, grain; (H, W, 3) uint8 RGB."""
+    height, width = size
+    y, x = np.mgrid[0:height, 0:width] / max(size)
+    photos = []
+    for i in range(count):
+        rng = np.random.default_rng((seed, i))
+        waves = rng.normal(0, 4, (6, 3, 2)) / np.arange(1, 7)[:, None, None] ** 0.5
+        phases, strengths = rng.uniform(0, 6.3, (6, 3)), rng.uniform(5, 30, (6, 3))
+        angles = waves[..., 0, None, None] * y * 6.3 + waves[..., 1, None, None] * x * 6.3
+        light = (strengths[..., None, None] * np.sin(angles + phases[..., None, None])).sum(0)
+        photo = 128 + light.transpose(1, 2, 0)
+        for _ in range(8):
+            top, left = rng.integers(0, height - 8), rng.integers(0, width - 8)
+            tall, wide = rng.integers(8, height // 2), rng.integers(8, width // 2)
+            photo[top : top + tall, left : left + wide] += rng.normal(0, 40, 3)
+        photo += rng.normal(0, 6, photo.shape)
+        photos.append(photo.clip(0, 255).astype(np.uint8))
+    return photos
+
+
 def check_image(image: object, what: str = "the image") -> Image:
     """Return a (H, W, 3) uint8 array unchanged; raises BadInput for anything else."""
     if not isinstance(image, np.ndarray):
@@ -172,3 +194,8 @@ def prepare(image: Image, spec: ImageSpec) -> NDArray[Any]:
     if spec.layout == "NCHW":
         pixels = pixels.transpose(2, 0, 1)
     return np.ascontiguousarray(pixels)
+
+
+def prepare_batch(images: Iterable[Image], spec: ImageSpec) -> NDArray[Any]:
+    """At least one image (H, W, 3) uint8 RGB, each of any size -> engine inputs (N, ...); see `prepare`."""
+    return np.stack([prepare(image, spec) for image in images])

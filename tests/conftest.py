@@ -74,7 +74,7 @@ def photo_folder(tmp_path_factory) -> Path:
     """24 generated photographs of several sizes and formats, some in subfolders."""
     from PIL import Image
 
-    from vitkit.exporters.golden import generated_photos
+    from vitkit.runtimes.image import generated_photos
 
     folder = tmp_path_factory.mktemp("photos")
     (folder / "more").mkdir()
@@ -188,6 +188,6 @@ def skip_without_bf16() -> None:
 
 @pytest.fixture
 def photo() -> np.ndarray:
-    from vitkit.exporters.golden import generated_photos
+    from vitkit.runtimes.image import generated_photos
 
     return generated_photos(1, seed=7, size=(90, 120))[0]

@@ -27,7 +27,7 @@ from vitkit.runtimes.card import read_card
 from vitkit.runtimes.engine import FORMATS, Engine, open_engine
 from vitkit.runtimes.errors import BadInput, BadRequest
 from vitkit.runtimes.files import write_text
-from vitkit.runtimes.image import Image, find_images, read_image
+from vitkit.runtimes.image import Image, find_images, generated_photos, read_image
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -356,7 +356,7 @@ def _pool(folder: Path | None, size: int, seed: int) -> _Pool:
     rng = np.random.default_rng([seed, 0])
     if folder is None:
         sizes = rng.choice(GENERATED_SIZES, size)
-        images = [_photograph(int(height), int(width), rng) for height, width in sizes]
+        images = [_photograph(int(height), int(width), int(rng.integers(1 << 32))) for height, width in sizes]
         return _Pool(images, {"source": "generated", "size": size, "seed": seed})
     files, images, unreadable = find_images(folder), [], []
     for path in _shuffled(files, seed):
@@ -388,13 +388,10 @@ def _shuffled(files: list[Path], seed: int) -> list[Path]:
     return [files[i] for i in np.random.default_rng([seed, 0]).permutation(len(files))]
 
 
-def _photograph(height: int, width: int, rng: np.random.Generator) -> Image:
-    pixels = np.full((height, width, 3), 128, np.float32)
-    # Strong coarse and weak fine structure, as in photographs.
-    for cell in (64, 16, 4, 1):
-        coarse = rng.standard_normal((-(-height // cell), -(-width // cell), 3), np.float32) * cell
-        pixels += coarse.repeat(cell, axis=0).repeat(cell, axis=1)[:height, :width]
-    return pixels.clip(0, 255).astype(np.uint8)
+def _photograph(height: int, width: int, seed: int) -> Image:
+    # Drawn at a quarter of the size: all of it takes sixteen times as long, and fine grain changes no speed.
+    (small,) = generated_photos(1, seed, (height // 4, width // 4))
+    return small.repeat(4, axis=0).repeat(4, axis=1)
 
 
 def _open(path: Path, label: str, settings: Mapping[str, Any], batch: int, images: list[Image]) -> _Opened:

@@ -28,7 +28,7 @@ from vitkit.panoptic_quality import PanopticQuality, QualityReport
 from vitkit.runtimes.card import Artifact, ModelCard, read_card
 from vitkit.runtimes.decode import decoder
 from vitkit.runtimes.errors import BadArtifact, BadInput
-from vitkit.runtimes.image import placement, prepare, read_image
+from vitkit.runtimes.image import placement, prepare_batch, read_image
 from vitkit.runtimes.panoptic import Panoptic
 from vitkit.runtimes.panoptic import Segment as Found
 
@@ -137,7 +137,7 @@ def evaluate(
     ranks, predictions = [], []
     for start in range(0, len(items), BATCH):
         photos = [read_image(path) for path, _ in items[start : start + BATCH]]
-        inputs = np.stack([prepare(photo, network.card.image) for photo in photos])
+        inputs = prepare_batch(photos, network.card.image)
         scores = network.predict(inputs)[logits]
         wanted = truth[start : start + len(photos)]
         order = np.argsort(-scores, axis=1, kind="stable")
@@ -176,7 +176,7 @@ def evaluate_panoptic(
     def results() -> Iterator[tuple[int | str, NDArray[np.int32], tuple[Segment, ...]]]:
         for done, image in enumerate(truth.images, start=1):
             photo = read_image(image.file)
-            outputs = network.predict(prepare(photo, network.card.image)[None])
+            outputs = network.predict(prepare_batch([photo], network.card.image))
             place = placement(photo.shape[0], photo.shape[1], network.card.image)
             result: Panoptic = decode(
                 {name: value[0] for name, value in outputs.items()}, network.card, place

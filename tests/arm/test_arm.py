@@ -21,11 +21,10 @@ from vitkit import exporters
 from vitkit.calibration.dataset import calibration_set
 from vitkit.devices.link import Link, bench_on
 from vitkit.devices.registry import Device
-from vitkit.exporters.golden import generated_photos
 from vitkit.exporters.source import Source
 from vitkit.models import build, run_card
 from vitkit.runtimes.card import read_card
-from vitkit.runtimes.image import prepare, sample_photos
+from vitkit.runtimes.image import generated_photos, prepare_batch, sample_photos
 
 PYTHON = Path(os.environ["VITKIT_ARM"]).resolve() / "python"
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,8 +77,7 @@ class Arm:
         self.installed, self.folder, self.photos = installed, folder, photos
 
     def pictures(self, artifact: Path) -> np.ndarray:
-        image = read_card(artifact).image
-        return np.stack([prepare(photo, image) for _, photo in self.photos])
+        return prepare_batch([photo for _, photo in self.photos], read_card(artifact).image)
 
     def run(self, artifacts: list[Path], processor: str) -> list[dict[str, np.ndarray]]:
         asked: list[Path] = []

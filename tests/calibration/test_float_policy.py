@@ -139,6 +139,18 @@ def test_the_walk_finds_a_planted_quantiser(target, victim, artifact_of):
     assert "planted" in coordinate_path(graph)[0]
 
 
+def test_no_float_node_of_onnx_reads_quantised_values(artifact_of):
+    """The quantiser gives a quantised tensor to all its readers: no float scope here shares one."""
+    graph = OnnxGraph(artifact_of("onnx", "int8"))
+    kept = float_nodes(graph.types, SCOPES)
+    assert len(kept) > 50
+    # A quantiser without parents holds a constant: equal constants are one, here biases of zeros.
+    quantised = {
+        name for name, kind in graph.types.items() if kind in graph.quantisers and graph.parents[name]
+    }
+    assert not [name for name in kept if quantised & set(graph.parents[name])]
+
+
 @pytest.mark.parametrize("target", GRAPHS)
 def test_int8_weights_are_stored_as_int8(target, artifact_of):
     files = {"onnx": "model.onnx", "openvino": "model.bin", "tflite": "model.tflite"}

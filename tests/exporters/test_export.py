@@ -14,11 +14,11 @@ from conftest import lively
 
 import vitkit
 from vitkit import BadRequest, ExportFailed, MissingBackend, exporters
-from vitkit.exporters.golden import generated_photos, golden_inputs
 from vitkit.exporters.onnx import OPSETS, trace
 from vitkit.exporters.source import Source
 from vitkit.models import build, run_card
 from vitkit.runtimes.card import CARD_FILE, read_card, sha256
+from vitkit.runtimes.image import generated_photos
 
 # Packages, which nothing here runs as they are, have tests of their own.
 TARGETS = {target: row for target, row in exporters.TARGETS.items() if row.stand_in is None}
@@ -31,13 +31,13 @@ BOUNDS = {"fp32": (1e-3, 1e-4), "fp16": (0.05, 0.02), "bf16": (0.5, 0.15), "int8
 
 @pytest.mark.parametrize(("target", "precision"), EVERY)
 def test_every_engine_does_what_the_model_does(target, precision, artifact_of, source, photo_folder):
-    from vitkit.runtimes.image import sample_photos
+    from vitkit.runtimes.image import prepare_batch, sample_photos
 
     folder = artifact_of(target, precision)
     photos = [photo for _, photo in sample_photos(photo_folder, 24)]
     with vitkit.open_engine(folder) as engine:
         found = engine.run_batched(engine.prepare(photos))
-    expected = source.predict(golden_inputs(photos, source.card.image))
+    expected = source.predict(prepare_batch(photos, source.card.image))
     points, logits = BOUNDS[precision]
     assert np.abs(found["points"] - expected["points"]).mean() < points
     error = found["logits"] - expected["logits"]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import vitkit
 from vitkit import BadArtifact
-from vitkit.exporters.golden import GOLDEN_FILE, generated_photos
+from vitkit.exporters.golden import GOLDEN_FILE
 from vitkit.exporters.parity import LIMITS, NEAR_TIE, check_golden, compare
 from vitkit.runtimes.card import read_card, sha256, write_card
 
@@ -78,12 +78,3 @@ def test_a_tampered_golden_or_engine_is_found(artifact_of, tmp_path):
     write_card(replace(card, files={**card.files, GOLDEN_FILE: None}), folder)
     with vitkit.open_engine(folder) as engine, pytest.raises(BadArtifact, match="cannot be read"):
         check_golden(engine)
-
-
-def test_generated_photos_repeat_and_differ():
-    first, again = generated_photos(3, seed=5), generated_photos(2, seed=5)
-    assert np.array_equal(first[1], again[1])
-    assert not np.array_equal(first[0], first[1])
-    for photo in first:
-        assert photo.dtype == np.uint8
-        assert photo.std() > 15

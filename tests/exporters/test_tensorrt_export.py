@@ -17,7 +17,6 @@ from onnx import TensorProto, helper
 from vitkit import BadRequest, ExportFailed, exporters
 from vitkit.calibration.dataset import calibration_set
 from vitkit.calibration.policy import float_nodes
-from vitkit.exporters.golden import generated_photos, golden_inputs
 from vitkit.exporters.onnx import trace
 from vitkit.exporters.source import Source
 from vitkit.exporters.tensorrt import check_rules, convert
@@ -26,6 +25,7 @@ from vitkit.exporters.tensorrt_rules import VERSIONS, check
 from vitkit.inspection import inspect
 from vitkit.models import build, run_card
 from vitkit.runtimes.card import CARD_FILE, read_artifact
+from vitkit.runtimes.image import generated_photos, prepare_batch
 from vitkit.runtimes.tensorrt_options import FLAVOURS, read_built, read_options
 
 SMALL = {
@@ -127,8 +127,8 @@ def test_every_flavour_equals_the_model(name, version, precision, sources, conve
     assert not kinds & {"Gelu", "Einsum", "GridSample"}
     assert ("LayerNormalization" in kinds) == flavour.layer_norm
     photos = generated_photos(1, seed=5)
-    expected = source.predict(golden_inputs(photos, source.card.image))
-    found = run(model, {"image": golden_inputs(photos, image)})
+    expected = source.predict(prepare_batch(photos, source.card.image))
+    found = run(model, {"image": prepare_batch(photos, image)})
     for value, output in zip(found, source.module.output_names, strict=True):
         error = np.sqrt(((value - expected[output]) ** 2).mean())
         assert error < BOUNDS[precision] * expected[output].std(), output

@@ -7,9 +7,9 @@ import pytest
 from conftest import lively
 
 from vitkit import ExportFailed, exporters, open_engine
-from vitkit.exporters.golden import generated_photos
 from vitkit.exporters.source import Source
 from vitkit.models import build, run_card
+from vitkit.runtimes.image import generated_photos
 
 interpreter = pytest.importorskip("ai_edge_litert.interpreter")
 pytest.importorskip("litert_torch")

@@ -16,8 +16,9 @@ from PIL import Image
 import vitkit
 from vitkit import BadArtifact, BadInput, BadRequest, Classification, DeviceError, MissingBackend
 from vitkit.exporters import export
-from vitkit.exporters.golden import generated_photos, read_golden
+from vitkit.exporters.golden import read_golden
 from vitkit.runtimes.card import CARD_FILE, read_card, sha256, write_card
+from vitkit.runtimes.image import generated_photos
 
 TARGETS = ("onnx", "openvino", "tflite")
 

@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vitkit.runtimes import BadInput, ImageSpec
-from vitkit.runtimes.image import find_images, placement, prepare, read_image, resize_and_crop
+from vitkit.runtimes.image import (
+    find_images,
+    generated_photos,
+    placement,
+    prepare,
+    read_image,
+    resize_and_crop,
+)
 
 
 def noise(height, width, seed=0):
@@ -144,3 +151,12 @@ def test_found_images_are_sorted_and_visible(tmp_path):
     ]
     with pytest.raises(BadInput, match="nowhere"):
         find_images(tmp_path / "nowhere")
+
+
+def test_generated_photos_repeat_and_differ():
+    first, again = generated_photos(3, seed=5), generated_photos(2, seed=5)
+    assert np.array_equal(first[1], again[1])
+    assert not np.array_equal(first[0], first[1])
+    for photo in first:
+        assert photo.dtype == np.uint8
+        assert photo.std() > 15

@@ -16,10 +16,10 @@ from vitkit import BadArtifact, BadRequest, DeviceError, MissingBackend, exporte
 from vitkit.bench import bench
 from vitkit.cli import app
 from vitkit.devices.trtexec import find_trtexec
-from vitkit.exporters.golden import generated_photos
 from vitkit.exporters.tensorrt import build
 from vitkit.runtimes.card import read_card, sha256, write_card
 from vitkit.runtimes.engine import FORMATS, runtime_module
+from vitkit.runtimes.image import generated_photos
 from vitkit.runtimes.tensorrt_options import FLAVOURS, Machine, flavour_of
 
 

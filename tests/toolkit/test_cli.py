@@ -19,8 +19,8 @@ from PIL import Image
 from test_checkpoints import theirs
 
 from vitkit.data.shapes import write_shapes
-from vitkit.exporters.golden import generated_photos
 from vitkit.runs import load_run
+from vitkit.runtimes.image import generated_photos
 
 
 def vitkit(*arguments, code=0, cwd=None):
@@ -134,9 +134,9 @@ def test_evaluate_counts_right(tmp_path, run_folder, artifact_of):
     """Accuracy against labels that are made from the predictions themselves: 3 of 4 right."""
     photos = generated_photos(8, seed=20)
     run = load_run(run_folder)
-    from vitkit.exporters.golden import golden_inputs
+    from vitkit.runtimes.image import prepare_batch
 
-    inputs = torch.from_numpy(golden_inputs(photos, run.card.image))
+    inputs = torch.from_numpy(prepare_batch(photos, run.card.image))
     with torch.no_grad():
         order = run.model(inputs).argsort(dim=1, descending=True).tolist()
     for i, (photo, ranks) in enumerate(zip(photos, order, strict=True)):

@@ -47,11 +47,10 @@ def verify(
     """
     from vitkit.evaluate import open_network
     from vitkit.exporters import STAGE_PHOTOS, check_stages
-    from vitkit.exporters.golden import generated_photos
     from vitkit.exporters.parity import check_golden, check_photos, check_reference
     from vitkit.runtimes.engine import open_engine
     from vitkit.runtimes.errors import BadRequest
-    from vitkit.runtimes.image import sample_photos
+    from vitkit.runtimes.image import generated_photos, sample_photos
 
     if count < 1:
         raise BadRequest(f"--count is {count}; it must be at least 1")

@@ -25,7 +25,7 @@ from vitkit.data.panoptic import (
     describe_segments,
     write_panoptic_set,
 )
-from vitkit.data.shapes import _OUTLINES, _place
+from vitkit.data.shapes import OUTLINES, place_outline
 from vitkit.runtimes.errors import BadRequest
 
 Array = NDArray[Any]
@@ -205,7 +205,7 @@ def draw_scene(rng: Generator, size: int) -> tuple[NDArray[np.uint8], NDArray[np
         category = THINGS[rng.integers(len(THINGS))]
         radius = float(rng.uniform(*_RADIUS)) * size
         placed.append((_centre(rng, size, radius, placed), radius))
-        outline = _place(_OUTLINES[category.name](), rng, *placed[-1])
+        outline = place_outline(OUTLINES[category.name](), rng, *placed[-1])
         rows, columns, share = _cover(outline, size)
         used.append(_unlike(rng, used))
         y, x = (part / radius for part in np.mgrid[rows, columns] - placed[-1][0][::-1].reshape(2, 1, 1))

@@ -81,7 +81,8 @@ def _arrow() -> Array:
     return np.array(upper + [(x, -y) for x, y in reversed(upper[1:])])
 
 
-_OUTLINES: dict[str, Callable[[], Array]] = {
+# By class, a function that gives its outline: (corners, 2) as (x, y), about 1 from the origin at most.
+OUTLINES: dict[str, Callable[[], Array]] = {
     "arrow": _arrow,
     "circle": lambda: _arc(0, 2 * np.pi),
     "crescent": _crescent,
@@ -94,10 +95,11 @@ _OUTLINES: dict[str, Callable[[], Array]] = {
     "triangle": lambda: _polygon(3),
 }
 
-CLASSES: tuple[str, ...] = tuple(_OUTLINES)
+CLASSES: tuple[str, ...] = tuple(OUTLINES)
 
 
-def _place(outline: Array, rng: Generator, centre: Array, radius: float) -> list[tuple[float, float]]:
+def place_outline(outline: Array, rng: Generator, centre: Array, radius: float) -> list[tuple[float, float]]:
+    """An outline of `OUTLINES`, turned at random and scaled: its corners (x, y) in pixels around `centre`."""
     angle = rng.uniform(0, 2 * np.pi)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     return [(float(x), float(y)) for x, y in outline @ turn.T * radius + centre]
@@ -129,10 +131,10 @@ def _clutter(draw: PIL.ImageDraw.ImageDraw, rng: Generator, base: Array, side: i
         across, down = rng.uniform(0.01, _CLUTTER_RADIUS, 2) * side
         draw.ellipse((x - across, y - down, x + across, y + down), _contrasting(rng, base))
     for _ in range(rng.integers(0, _FRAGMENTS + 1)):
-        outline = _OUTLINES[CLASSES[rng.integers(len(CLASSES))]]()
+        outline = OUTLINES[CLASSES[rng.integers(len(CLASSES))]]()
         # A run of consecutive corners: edges and corners of the classes without a whole shape.
         part = np.roll(outline, rng.integers(len(outline)), axis=0)[: max(3, len(outline) // 2)]
-        points = _place(part, rng, rng.uniform(0, side, 2), _CLUTTER_RADIUS * side)
+        points = place_outline(part, rng, rng.uniform(0, side, 2), _CLUTTER_RADIUS * side)
         draw.polygon(points, _contrasting(rng, base))
 
 
@@ -145,7 +147,9 @@ def draw_shape(label: int, rng: Generator, size: int) -> NDArray[np.uint8]:
     _clutter(draw, rng, base, side)
     radius = rng.uniform(*_RADIUS) * side
     centre = rng.uniform(0.9 * radius, side - 0.9 * radius, 2)
-    draw.polygon(_place(_OUTLINES[CLASSES[label]](), rng, centre, radius), _contrasting(rng, base, _BRIGHT))
+    draw.polygon(
+        place_outline(OUTLINES[CLASSES[label]](), rng, centre, radius), _contrasting(rng, base, _BRIGHT)
+    )
     pixels = np.asarray(canvas.reduce(_SUPERSAMPLE), np.float64) + rng.normal(0, _NOISE, (size, size, 3))
     return np.clip(np.round(pixels), 0, 255).astype(np.uint8)
 
