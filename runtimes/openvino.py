@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import threading
 from collections import Counter
 from typing import Any
@@ -135,8 +136,10 @@ def open_session(artifact: Artifact, *, threads: int | None, device: str) -> Ope
         compiled = openvino.Core().compile_model(str(artifact.engine_path), name, settings)
     # The vendor raises RuntimeError and its own subclasses for files it cannot take.
     except Exception as error:
+        arm = artifact.card.precision == "int8" and platform.machine().lower() in ("aarch64", "arm64")
+        mend = "; on ARM it takes few INT8 graphs: export with --target tflite or onnx" if arm else ""
         raise BadArtifact(
-            f"OpenVINO {openvino.__version__} cannot open {artifact.engine_path}: {error}"
+            f"OpenVINO {openvino.__version__} cannot open {artifact.engine_path}: {str(error).strip()}{mend}"
         ) from None
     if _cap() in _WITHOUT_HALF:
         settings |= {"ONEDNN_MAX_CPU_ISA": _cap(), "beyond_cap": _beyond_cap(compiled, _cap())}

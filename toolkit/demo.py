@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -26,6 +27,8 @@ ENGINES = (
     ("openvino", "fp32"),
     ("openvino", "bf16"),
     ("openvino", "int8"),
+    ("tflite", "fp32"),
+    ("tflite", "int8"),
 )
 
 
@@ -58,9 +61,10 @@ class Made(NamedTuple):
 
 
 def run_demo(out: Path, *, quick: bool = False) -> Path:
-    """Run every step below `out` and return the report's path; `quick` uses few images and epochs.
+    """Run every step below `out` and return the report's path.
 
-    Beside report.md lies report.html, the page of `vitkit report` on what was measured.
+    `quick` uses few images and epochs, and leaves TFLite out, whose converter is slow. Beside report.md
+    lies report.html, the page of `vitkit report` on what was measured.
 
     Raises what the steps raise. A data set or a finished run from an earlier demo is used again.
     """
@@ -144,8 +148,8 @@ def _engines(part: Part, run_path: Path, data: Path, out: Path, quick: bool) -> 
     photos = sample_photos(data / part.val_images, 32 if quick else 1000)
     made = []
     for target, precision in ENGINES:
-        if precision == "bf16" and not _has_bf16():
-            say("openvino bf16: left out, this CPU has no bf16 instructions")
+        if reason := _left_out(target, precision, quick):
+            say(f"{target} {precision}: left out, {reason}")
             continue
         path = out / f"{target}-{precision}"
         say(f"{path.name} ...")
@@ -175,10 +179,17 @@ def _accuracy(part: Part, path: Path, data: Path) -> float:
     return found.top1 if isinstance(found, Accuracy) else found.all.pq
 
 
-def _has_bf16() -> bool:
+def _left_out(target: str, precision: str, quick: bool) -> str | None:
+    """Why an engine cannot or should not be made here; None where it should."""
     from vitkit.runtimes.openvino import capabilities
 
-    return "BF16" in capabilities()["CPU"]
+    if precision == "bf16" and "BF16" not in capabilities()["CPU"]:
+        return "this CPU has no bf16 instructions"
+    if target == "tflite" and quick:
+        return "its converter is slow"
+    if target == "tflite" and find_spec("litert_torch") is None:
+        return "its converter is missing: pip install 'vitkit[tflite-export]'"
+    return None
 
 
 def _bench(made: list[Made], images: Path, out: Path, quick: bool) -> list[BenchReport]:

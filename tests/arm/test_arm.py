@@ -56,18 +56,26 @@ def photos() -> list[tuple[str, np.ndarray]]:
 
 
 @pytest.fixture(scope="session")
-def artifacts(tmp_path_factory, photo_folder) -> dict[tuple[str, str, str], Path]:
-    """By network, target and precision; the networks have random weights, but alive."""
-    made = {}
+def exported(tmp_path_factory, photo_folder):
+    """An artifact by network, target and precision; the networks have random weights, but alive."""
+    sources: dict[str, Source] = {}
     calibration = calibration_set(photo_folder, 24)
-    for network in NETWORKS:
-        model = lively(build(network))
-        source = Source(model, run_card(network, model.config))
-        for key in [key for key in ENGINES if key[0] == network]:
-            made[key] = tmp_path_factory.mktemp("engines") / "-".join(key)
-            wanted = calibration if key[2] == "int8" else None
-            exporters.export(source, made[key], target=key[1], precision=key[2], calibration=wanted)
-    return made
+
+    def make(network: str, target: str, precision: str) -> Path:
+        if network not in sources:
+            model = lively(build(network))
+            sources[network] = Source(model, run_card(network, model.config))
+        out = tmp_path_factory.mktemp("engines") / f"{network}-{target}-{precision}"
+        wanted = calibration if precision == "int8" else None
+        exporters.export(sources[network], out, target=target, precision=precision, calibration=wanted)
+        return out
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def artifacts(exported) -> dict[tuple[str, str, str], Path]:
+    return {key: exported(*key) for key in ENGINES}
 
 
 class Arm:
@@ -86,7 +94,7 @@ class Arm:
             np.save(asked[-2], self.pictures(artifact))
         script, out = Path(__file__).with_name("outputs.py"), self.folder / "outputs.npz"
         env = {**os.environ, "PYTHONPATH": str(self.installed), "ARM_CPU": processor}
-        subprocess.run([PYTHON, script, out, *asked], env=env, check=True)
+        subprocess.run([PYTHON, script, out, *asked], env=env, check=True, stderr=subprocess.PIPE)
         answers: list[dict[str, np.ndarray]] = [{} for _ in artifacts]
         with np.load(out) as found:
             for key, values in found.items():
@@ -144,6 +152,12 @@ def test_engines_answer_as_here(arm, artifacts, answers, engine, processor):
 def test_a_file_that_others_made_answers_as_here(arm, mobilenet, processor):
     (there,) = arm.run([mobilenet], processor)
     check(outputs(arm.pictures(mobilenet), mobilenet), there, f"mobilenet_v2 int8 on {processor}")
+
+
+def test_what_openvino_cannot_open_there_is_told(arm, exported):
+    with pytest.raises(subprocess.CalledProcessError) as found:
+        arm.run([exported("ps_vit_nano", "openvino", "int8")], "max")
+    assert b"on ARM it takes few INT8 graphs: export with --target tflite or onnx" in found.value.stderr
 
 
 def test_a_bench_there(artifacts, tmp_path):
