@@ -29,7 +29,15 @@ from vitkit.runs import untrained_run
 from vitkit.runtimes.engine import Engine, Outputs, open_engine
 from vitkit.runtimes.image import generated_photos, prepare_batch
 
-ENGINES = ["onnx-fp32", "onnx-int8", "openvino-fp32", "openvino-bf16", "openvino-int8"]
+ENGINES = [
+    "onnx-fp32",
+    "onnx-int8",
+    "openvino-fp32",
+    "openvino-bf16",
+    "openvino-int8",
+    "tflite-fp32",
+    "tflite-int8",
+]
 CONFIDENT = 12
 
 
