@@ -13,7 +13,14 @@ here=$(cd "$(dirname "$0")" && pwd)
 rm -rf "$folder/debs" "$folder/root" "$folder/wheels" "$folder/python"
 mkdir -p "$folder/apt/lists/partial" "$folder/apt/archives/partial" "$folder/debs"
 : > "$folder/apt/status"
-printf 'deb http://deb.debian.org/debian %s main\n' bookworm trixie > "$folder/apt/sources.list"
+# From wherever this machine has its own release.
+release=$(. /etc/os-release && echo "$ID/$VERSION_CODENAME")
+mirror=$(apt-get update --print-uris | sed -n "s|^'\(.*\)/dists/${release#*/}/InRelease'.*|\1|p" | head -n 1)
+if [ "${release%/*}" != debian ] || [ -z "$mirror" ]; then
+    echo "this needs Debian and its apt-get; here is $release" >&2
+    exit 2
+fi
+printf "deb $mirror %s main\n" bookworm trixie > "$folder/apt/sources.list"
 
 # Lists of its own, for both architectures: the machine's are left as they are.
 apt() {
