@@ -96,6 +96,13 @@ def image_rows(engine: Engine, fast: Engine, name: str, photo: np.ndarray) -> di
     }
 
 
+def let_through(module: torch.nn.Module) -> None:
+    """Norms start at zero and silence their branch, which TFLite's converter would leave out."""
+    for parameter in module.parameters():
+        if not parameter.any():
+            torch.nn.init.uniform_(parameter, 0.1, 0.5)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", default="remax_t")
@@ -106,6 +113,7 @@ def main() -> None:
     parser.add_argument("--no-torch", action="store_true")
     given = parser.parse_args()
     run = untrained_run(given.model, {})
+    let_through(run.model)
     source = Source(run.model, run.card)
     photo = generated_photos(1, size=(480, 640))[0]
     with tempfile.TemporaryDirectory() as name:

@@ -14,7 +14,8 @@ import pytest
 if "VITKIT_ARM" not in os.environ:
     pytest.skip("the emulated ARM machine is not prepared: make test-arm", allow_module_level=True)
 
-from conftest import SHARED, lively
+import torch
+from conftest import SHARED, awake, lively
 from outputs import outputs
 
 from vitkit import exporters
@@ -63,7 +64,11 @@ def exported(tmp_path_factory, photo_folder):
 
     def make(network: str, target: str, precision: str) -> Path:
         if network not in sources:
-            model = lively(build(network))
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                model = build(network)
+                panoptic = network.startswith("remax")
+                model = awake(model, generated_photos(8, seed=9)) if panoptic else lively(model)
             sources[network] = Source(model, run_card(network, model.config))
         out = tmp_path_factory.mktemp("engines") / f"{network}-{target}-{precision}"
         wanted = calibration if precision == "int8" else None
