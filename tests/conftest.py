@@ -106,28 +106,6 @@ def lively(model):
     return model.eval()
 
 
-def awake(model, photos):
-    """Give an untrained panoptic network norms that let through, with the statistics of images.
-
-    Norms that start at zero silence their branch, which TFLite's converter would leave out. Draws from
-    torch's generator.
-    """
-    import torch
-
-    from vitkit.models import run_card
-    from vitkit.runtimes.image import prepare_batch
-
-    for module in model.modules():
-        if isinstance(module, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)):
-            module.weight.data.uniform_(0.6, 1.4)
-            module.bias.data.normal_(0, 0.2)
-            module.momentum = None
-    images = torch.from_numpy(prepare_batch(photos, run_card("remax_nano", model.config).image))
-    with torch.no_grad():
-        model.train()(images)
-    return model.eval()
-
-
 @pytest.fixture(scope="session", autouse=True)
 def one_conversion_each():
     """TFLite's converter takes many seconds for the smallest network, so each is converted once."""

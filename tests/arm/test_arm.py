@@ -15,7 +15,7 @@ if "VITKIT_ARM" not in os.environ:
     pytest.skip("the emulated ARM machine is not prepared: make test-arm", allow_module_level=True)
 
 import torch
-from conftest import SHARED, awake, lively
+from conftest import SHARED, lively
 from outputs import outputs
 
 from vitkit import exporters
@@ -64,11 +64,12 @@ def exported(tmp_path_factory, photo_folder):
 
     def make(network: str, target: str, precision: str) -> Path:
         if network not in sources:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
-                model = build(network)
-                panoptic = network.startswith("remax")
-                model = awake(model, generated_photos(8, seed=9)) if panoptic else lively(model)
+            model = lively(build(network))
+            for parameter in model.parameters():
+                # TFLite's converter would leave out what a norm of zero silences. Little, so that which
+                # slot a pixel belongs to stays clear in a network that learnt nothing.
+                if not parameter.any():
+                    torch.nn.init.uniform_(parameter, 0.02, 0.1)
             sources[network] = Source(model, run_card(network, model.config))
         out = tmp_path_factory.mktemp("engines") / f"{network}-{target}-{precision}"
         wanted = calibration if precision == "int8" else None
@@ -161,7 +162,7 @@ def test_a_file_that_others_made_answers_as_here(arm, mobilenet, processor):
 
 def test_what_openvino_cannot_open_there_is_told(arm, exported):
     with pytest.raises(subprocess.CalledProcessError) as found:
-        arm.run([exported("ps_vit_nano", "openvino", "int8")], "max")
+        arm.run([exported("ps_vit_nano", "openvino", "int8")], "cortex-a72")
     assert b"on ARM it takes few INT8 graphs: export with --target tflite or onnx" in found.value.stderr
 
 

@@ -10,7 +10,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import awake
 
 from vitkit import BadArtifact, BadRequest, ExportFailed, exporters, open_engine
 from vitkit.calibration.dataset import calibration_set
@@ -43,8 +42,17 @@ def source(photos) -> Source:
     """A network whose branches are all alive, with the statistics of real images in its norms."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = awake(build("remax_nano", **OPTIONS), [photo for _, photo in photos])
-    return Source(model, run_card("remax_nano", model.config))
+        model = build("remax_nano", **OPTIONS)
+        for module in model.modules():
+            if isinstance(module, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)):
+                module.weight.data.uniform_(0.6, 1.4)
+                module.bias.data.normal_(0, 0.2)
+                module.momentum = None
+        card = run_card("remax_nano", model.config)
+        images = torch.from_numpy(np.stack([prepare(photo, card.image) for _, photo in photos]))
+        with torch.no_grad():
+            model.train()(images)
+    return Source(model.eval(), card)
 
 
 @pytest.fixture(scope="module")
