@@ -97,10 +97,13 @@ def image_rows(engine: Engine, fast: Engine, name: str, photo: np.ndarray) -> di
 
 
 def let_through(module: torch.nn.Module) -> None:
-    """Norms start at zero and silence their branch, which TFLite's converter would leave out."""
-    for parameter in module.parameters():
-        if not parameter.any():
-            torch.nn.init.uniform_(parameter, 0.1, 0.5)
+    """Norms start at zero and silence their branch, which TFLite's converter would leave out.
+
+    They let little through: which slot a pixel belongs to must stay clear in a network that learnt nothing.
+    """
+    for name, parameter in module.named_parameters():
+        if name.endswith("weight") and not parameter.any():
+            torch.nn.init.uniform_(parameter, 1e-4, 1e-3)
 
 
 def main() -> None:
