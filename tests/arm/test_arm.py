@@ -30,7 +30,7 @@ from vitkit.runtimes.image import generated_photos, prepare_batch, sample_photos
 PYTHON = Path(os.environ["VITKIT_ARM"]).resolve() / "python"
 ROOT = Path(__file__).resolve().parents[2]
 NETWORKS = (os.environ.get("VITKIT_ARM_NETWORKS") or "ps_vit_nano remax_nano").split()
-# OpenVINO refuses on ARM what it quantised here.
+# The Cortex-A72 is refused what OpenVINO quantised here.
 KINDS = [(target, precision) for target in ("tflite", "onnx") for precision in ("fp32", "int8")]
 ENGINES = [(network, *kind) for network in NETWORKS for kind in [*KINDS, ("openvino", "fp32")]]
 # Without the dot products of later ARMs, as on a Raspberry Pi 4, and with all of them.
