@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vitkit.data.panoptic import PanopticImage, Sample, read_ids, read_split, write_panoptic_set
+from vitkit.data.coco.read import PanopticImage, Sample, read_ids, read_split, write_panoptic_set
 from vitkit.train import TrainConfig, train
 
 OPTIONS = {

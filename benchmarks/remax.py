@@ -22,8 +22,8 @@ import torch
 from PIL import Image
 
 from vitkit import exporters
+from vitkit.bench.cpu import cpu_info
 from vitkit.calibration.dataset import calibration_set
-from vitkit.cpu import cpu_info
 from vitkit.exporters.source import Source
 from vitkit.runs import untrained_run
 from vitkit.runtimes.engine import Engine, Outputs, open_engine

@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from vitkit.cpu import cpu_info, load_average
+from vitkit.bench.cpu import cpu_info, load_average
 from vitkit.data.scenes import write_scenes
 from vitkit.data.shapes import write_shapes
 from vitkit.models import MODELS, build, model_info

@@ -56,7 +56,7 @@ class Runtime(NamedTuple):
     substitute: str | None = None
 
 
-FORMATS = {
+RUNTIMES = {
     "onnx": Runtime("vitkit.runtimes.onnx", "onnxruntime", "onnx"),
     "openvino": Runtime("vitkit.runtimes.openvino", "openvino", "openvino"),
     "tensorrt": Runtime("vitkit.runtimes.tensorrt", "tensorrt", "tensorrt", "cuda", True),
@@ -67,8 +67,8 @@ FORMATS = {
 
 
 def runtime_module(target: str) -> Any:
-    """The module that runs a target (a key of `FORMATS`); raises MissingBackend."""
-    runtime = FORMATS[target]
+    """The module that runs a target (a key of `RUNTIMES`); raises MissingBackend."""
+    runtime = RUNTIMES[target]
     try:
         return import_module(runtime.module)
     except ImportError as error:
@@ -77,7 +77,7 @@ def runtime_module(target: str) -> Any:
 
 def check_device(target: str, device: str | None) -> None:
     """Raises DeviceError for a device that no engine of a target runs on, whatever the machine has."""
-    runtime = FORMATS.get(target)
+    runtime = RUNTIMES.get(target)
     if runtime and runtime.sole and device not in (None, runtime.device):
         raise DeviceError(
             f"{target} engines have no device {device!r}, they run on {runtime.device} alone; "
@@ -87,14 +87,14 @@ def check_device(target: str, device: str | None) -> None:
 
 def _open_session(artifact: Artifact, threads: int | None, device: str | None) -> Session:
     target = artifact.card.target
-    if target not in FORMATS:
+    if target not in RUNTIMES:
         raise BadArtifact(
-            f"{artifact.path} is compiled for {target!r}; this vitkit runs {', '.join(FORMATS)}: "
+            f"{artifact.path} is compiled for {target!r}; this vitkit runs {', '.join(RUNTIMES)}: "
             "upgrade it with: pip install --upgrade vitkit"
         )
     check_device(target, device)
     session: Session = runtime_module(target).open_session(
-        artifact, threads=threads, device=device or FORMATS[target].device
+        artifact, threads=threads, device=device or RUNTIMES[target].device
     )
     return session
 

@@ -33,7 +33,7 @@ VENDORS = {
     "cuda",
 }
 VENDOR_FILES = {
-    "cv2": {"toolkit/video.py"},
+    "cv2": {"toolkit/pictures/video.py"},
     "onnxruntime": {"runtimes/onnx.py", "calibration/onnx.py"},
     "openvino": {"runtimes/openvino.py", "calibration/openvino.py", "exporters/openvino.py"},
     "nncf": {"calibration/openvino.py"},
@@ -111,7 +111,7 @@ def test_runtime_import_is_light(statement):
 
 
 def test_help_loads_nothing_heavy():
-    code = "import sys\nfrom vitkit.cli import app\nprint(' '.join(sys.modules))"
+    code = "import sys\nfrom vitkit.cli.main import app\nprint(' '.join(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {name.split(".")[0] for name in run.stdout.split()} & (VENDORS | {"torch", "timm", "numpy"})
 

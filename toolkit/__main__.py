@@ -1,5 +1,5 @@
 """`python -m vitkit`, which launchers of several processes need."""
 
-from vitkit.cli import main
+from vitkit.cli.main import main
 
 main()

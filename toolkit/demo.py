@@ -18,8 +18,8 @@ from vitkit.runtimes.files import check_writable, write_text
 
 if TYPE_CHECKING:
     from vitkit.bench import BenchReport
+    from vitkit.evaluate.panoptic_quality import QualityReport
     from vitkit.exporters.parity import Check
-    from vitkit.panoptic_quality import QualityReport
 
 ENGINES = (
     ("onnx", "fp32"),
@@ -163,7 +163,7 @@ def _engines(part: Part, run_path: Path, data: Path, out: Path, quick: bool) -> 
 
 
 def _accuracy(part: Part, path: Path, data: Path) -> float:
-    from vitkit.data.panoptic import read_split
+    from vitkit.data.coco.read import read_split
 
     network = open_network(path)
     found: Accuracy | QualityReport
@@ -208,7 +208,7 @@ def _bench(made: list[Made], images: Path, out: Path, quick: bool) -> list[Bench
 
 def _draw_points(artifact: Path, data: Path, out: Path) -> list[str]:
     """`points.png`: validation images with the class and the paths of the sampling points."""
-    from vitkit.draw import contact_sheet, draw_classification
+    from vitkit.pictures.draw import contact_sheet, draw_classification
     from vitkit.runtimes.engine import open_engine
     from vitkit.runtimes.image import sample_photos
 
@@ -232,9 +232,9 @@ def _draw_points(artifact: Path, data: Path, out: Path) -> list[str]:
 
 def _draw_segments(artifact: Path, data: Path, out: Path) -> list[str]:
     """`segments.png`: validation images, what the engine finds in them, and the truth."""
-    from vitkit.data.panoptic import read_split
-    from vitkit.draw import contact_sheet, draw_panoptic
+    from vitkit.data.coco.read import read_split
     from vitkit.evaluate import truth_as_panoptic
+    from vitkit.pictures.draw import contact_sheet, draw_panoptic
     from vitkit.runtimes.engine import open_engine
     from vitkit.runtimes.image import read_image
 

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from vitkit.cpu import BF16_FEATURES, INT8_FEATURES, cpu_info
+from vitkit.bench.cpu import BF16_FEATURES, INT8_FEATURES, cpu_info
 from vitkit.runtimes.card import ImageSpec, ModelCard, TensorSpec, write_card
-from vitkit.runtimes.engine import FORMATS, Runtime, open_engine
+from vitkit.runtimes.engine import RUNTIMES, Runtime, open_engine
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -73,7 +73,7 @@ def diagnose() -> list[Check]:
     requirements = _requirements()
     return [
         *_basics(requirements),
-        *(_target(target, runtime, requirements) for target, runtime in FORMATS.items()),
+        *(_target(target, runtime, requirements) for target, runtime in RUNTIMES.items()),
         *_openvino_devices(),
         *(_package(one) for one in requirements if one.extra in _MAKING),
         *_cpu(cpu_info()),

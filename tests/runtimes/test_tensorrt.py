@@ -14,11 +14,11 @@ from typer.testing import CliRunner
 
 from vitkit import BadArtifact, BadRequest, DeviceError, MissingBackend, exporters, open_engine
 from vitkit.bench import bench
-from vitkit.cli import app
-from vitkit.devices.trtexec import find_trtexec
+from vitkit.bench.trtexec import find_trtexec
+from vitkit.cli.main import app
 from vitkit.exporters.tensorrt import build
 from vitkit.runtimes.card import read_card, sha256, write_card
-from vitkit.runtimes.engine import FORMATS, runtime_module
+from vitkit.runtimes.engine import RUNTIMES, runtime_module
 from vitkit.runtimes.image import generated_photos
 from vitkit.runtimes.tensorrt_options import FLAVOURS, Machine, flavour_of
 
@@ -119,7 +119,7 @@ def test_what_cannot_be_built_says_so(package, tmp_path):
 
 
 def test_tensorrt_runs_on_the_gpu_unasked(package):
-    assert {name: row.device for name, row in FORMATS.items() if row.device != "cpu"} == {"tensorrt": "cuda"}
+    assert {name: row.device for name, row in RUNTIMES.items() if row.device != "cpu"} == {"tensorrt": "cuda"}
     for device in ("cpu", "gpu", "cuda:1"):
         with pytest.raises(
             DeviceError, match=f"tensorrt engines have no device '{device}', they run on cuda"

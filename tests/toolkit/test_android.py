@@ -13,7 +13,7 @@ import pytest
 from test_bench import write_artifact
 from typer.testing import CliRunner
 
-from vitkit.cli import app
+from vitkit.cli.main import app
 from vitkit.devices.android import PhoneReport, Timing, bench_on_phone, facts, parse_benchmark_model, save
 from vitkit.devices.registry import Device, read_devices, write_devices
 from vitkit.runtimes.card import read_card, sha256, write_card

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from vitkit import BadInput, BadRequest
-from vitkit.cli import app
+from vitkit.cli.main import app
 from vitkit.models import build
 from vitkit.models.checkpoints import load_checkpoint
 from vitkit.models.remax import RelaxedTraining

@@ -25,7 +25,7 @@ from vitkit.runtimes.image import generated_photos
 
 def vitkit(*arguments, code=0, cwd=None):
     """Run the installed command; returns (stdout, stderr) without colours."""
-    command = [sys.executable, "-c", "from vitkit.cli import main; main()", *map(str, arguments)]
+    command = [sys.executable, "-c", "from vitkit.cli.main import main; main()", *map(str, arguments)]
     environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
     run = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment)
     assert run.returncode == code, f"exit code {run.returncode}\n{run.stdout}\n{run.stderr}"
@@ -333,7 +333,7 @@ def test_calibration_refuses_before_any_heavy_work(tmp_path, photo_folder):
     for path in sorted(Path(photo_folder).glob("*.jpg"))[:5]:
         shutil.copy(path, folder)
     code = (
-        "import sys\nfrom vitkit.cli import app\n"
+        "import sys\nfrom vitkit.cli.main import app\n"
         "try:\n    app(sys.argv[1:], standalone_mode=False)\n"
         "except Exception as error:\n    print(type(error).__name__, 'torch' in sys.modules, error)\n"
     )

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from vitkit.cli import app
+from vitkit.cli.main import app
+from vitkit.data.coco.read import check_panoptic, find_splits, read_ids, read_split
 from vitkit.data.convert import CITYSCAPES, CONVERTERS, convert_ade20k, convert_cityscapes
-from vitkit.data.panoptic import check_panoptic, find_splits, read_ids, read_split
 from vitkit.runtimes.errors import BadInput, BadRequest
 
 HEIGHT, WIDTH = 8, 12

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from vitkit import cpu
-from vitkit.cpu import cpu_info, load_average
+from vitkit.bench import cpu
+from vitkit.bench.cpu import cpu_info, load_average
 
 X86 = """processor\t: 0
 model name\t: Intel(R) Core(TM) i5-1240P

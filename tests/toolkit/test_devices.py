@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from test_bench import write_artifact
 from typer.testing import CliRunner
 
-from vitkit.cli import app
+from vitkit.cli.main import app
 from vitkit.devices import measure, registry
 from vitkit.devices.link import Link, bench_on
 from vitkit.devices.registry import KINDS, Device, default_file, find_device, read_devices, write_devices
@@ -132,7 +132,7 @@ def test_the_wheel_repeats_and_runs_from_the_path(tmp_path):
     assert runtime_wheel() == (digest, data)
     assert len(data) < 200_000
     names = zipfile.ZipFile(BytesIO(data)).namelist()
-    assert {"vitkit/bench.py", "vitkit/runtimes/engine.py", "vitkit/devices/agent.py"} <= set(names)
+    assert {"vitkit/bench/__init__.py", "vitkit/runtimes/engine.py", "vitkit/devices/agent.py"} <= set(names)
     assert not [name for name in names if name.startswith(("vitkit/train", "vitkit/models", "vitkit/cli"))]
     path = tmp_path / "vitkit.whl"
     path.write_bytes(data)

@@ -7,7 +7,7 @@ import pytest
 
 from vitkit import doctor
 from vitkit.doctor import Check, diagnose, table, to_json
-from vitkit.runtimes.engine import FORMATS, Runtime
+from vitkit.runtimes.engine import RUNTIMES, Runtime
 
 INFO = {
     "model": "A",
@@ -31,7 +31,7 @@ def check_target(target: str, package: str) -> Check:
 
 @pytest.mark.parametrize("target", ["onnx", "openvino", "tflite"])
 def test_installed_targets_run_a_tiny_engine(target):
-    pytest.importorskip(FORMATS[target].package)
+    pytest.importorskip(RUNTIMES[target].package)
     found = named(diagnose(), f"run {target}")
     assert found.ok
     assert "runs a tiny engine" in found.detail

@@ -10,9 +10,9 @@ import pytest
 from conftest import SHARED
 
 from vitkit import BadInput
-from vitkit.data.panoptic import Category, PanopticImage, Segment, describe_segments, read_split, write_ids
-from vitkit.draw import class_colour, draw_panoptic, side_by_side
+from vitkit.data.coco.read import Category, PanopticImage, Segment, describe_segments, read_split, write_ids
 from vitkit.evaluate import truth_as_panoptic
+from vitkit.pictures.draw import class_colour, draw_panoptic, side_by_side
 from vitkit.runtimes.image import read_image
 from vitkit.runtimes.panoptic import Panoptic
 from vitkit.runtimes.panoptic import Segment as Found

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from test_bench import write_artifact
 from test_jetson import board
 
-from vitkit import bench, energy
-from vitkit.energy import open_meter
+from vitkit import bench
+from vitkit.bench import energy
+from vitkit.bench.energy import open_meter
 
 RANGE = 1_000_000
 

@@ -8,8 +8,8 @@ from test_bench import report, write_artifact
 from typer.testing import CliRunner
 
 from vitkit import bench
-from vitkit.cli import app
-from vitkit.frames import frame_rate, sentence
+from vitkit.bench.frame_rate import frame_rate, sentence
+from vitkit.cli.main import app
 from vitkit.runtimes.errors import BadRequest
 
 FAST = [10_000_000] * 662

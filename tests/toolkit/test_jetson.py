@@ -8,7 +8,7 @@ from conftest import SHARED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitkit.devices.jetson import (
+from vitkit.bench.jetson import (
     Core,
     board_state,
     is_jetson,

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vitkit.data.panoptic import (
+from vitkit.data.coco.read import (
     MAX_ID,
     Category,
     Sample,

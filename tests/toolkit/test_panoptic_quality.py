@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from vitkit.data.panoptic import (
+from vitkit.data.coco.read import (
     Category,
     Sample,
     Segment,
@@ -20,7 +20,7 @@ from vitkit.data.panoptic import (
     write_panoptic_set,
     write_predictions,
 )
-from vitkit.panoptic_quality import PanopticQuality, Quality, evaluate_predictions
+from vitkit.evaluate.panoptic_quality import PanopticQuality, Quality, evaluate_predictions
 from vitkit.runtimes.errors import BadInput, BadRequest
 
 COCO = SHARED / "coco-panoptic-100"

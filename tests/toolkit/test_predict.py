@@ -16,8 +16,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from vitkit import BadInput, BadRequest, ImageSpec, MissingBackend, ModelCard, TensorSpec, open_engine
-from vitkit.cli import app
-from vitkit.data.panoptic import (
+from vitkit.cli.main import app
+from vitkit.data.coco.read import (
     Category,
     Sample,
     describe_segments,
@@ -281,7 +281,7 @@ def test_bad_images_are_named_and_leave_no_predictions(engine, tmp_path):
             run("predict", engine, good, image, "-o", tmp_path / "out")
         left = tmp_path / "out"
         assert not left.exists() or {path.name for path in left.iterdir()} <= {"good.png"}
-    command = [sys.executable, "-c", "from vitkit.cli import main; main()"]
+    command = [sys.executable, "-c", "from vitkit.cli.main import main; main()"]
     done = subprocess.run([*command, "predict", engine, bad], capture_output=True, text=True)
     assert done.returncode == 2
     assert "bad.png" in done.stderr

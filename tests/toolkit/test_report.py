@@ -21,7 +21,7 @@ from test_cli import vitkit
 
 from vitkit.bench import save
 from vitkit.evaluate import Accuracy, to_json
-from vitkit.panoptic_quality import Quality, QualityReport
+from vitkit.evaluate.panoptic_quality import Quality, QualityReport
 from vitkit.report import write_report
 from vitkit.report.page import page
 from vitkit.report.plots import Point, Strip, front, strips

@@ -21,8 +21,8 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from vitkit.cli import main
-from vitkit.data.panoptic import read_ids, write_ids
+from vitkit.cli.main import main
+from vitkit.data.coco.read import read_ids, write_ids
 from vitkit.data.scenes import write_scenes
 from vitkit.evaluate import evaluate, open_network
 from vitkit.train import checkpoint, loop
@@ -393,7 +393,7 @@ def test_a_disk_that_is_full_when_all_epochs_are_done_costs_nothing(
 ON_A_SMALL_DISK = """
 import contextlib, io, json, shutil, subprocess, sys
 from pathlib import Path
-from vitkit.cli import main
+from vitkit.cli.main import main
 from vitkit.train import checkpoint, loop
 
 arguments, disk, kept = json.loads(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vitkit.data.panoptic import read_ids, read_split, write_ids
+from vitkit.data.coco.read import read_ids, read_split, write_ids
 from vitkit.data.scenes import CATEGORIES, write_scenes
 from vitkit.evaluate import evaluate_panoptic, open_network
 from vitkit.runs import load_run

@@ -20,9 +20,8 @@ from hypothesis import strategies as st
 from test_bench import report
 
 from vitkit import bench as benchmark
-from vitkit.bench import load, notes, save, tables, to_markdown
-from vitkit.devices import trtexec
-from vitkit.devices.trtexec import cross_check, find_trtexec, parse_summary, parse_times
+from vitkit.bench import load, notes, save, tables, to_markdown, trtexec
+from vitkit.bench.trtexec import cross_check, find_trtexec, parse_summary, parse_times
 from vitkit.report.page import page
 from vitkit.report.results import Results
 from vitkit.runtimes.errors import BadInput

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from test_bench import write_artifact
 
-from vitkit.cpu import cpu_info
+from vitkit.bench.cpu import cpu_info
 from vitkit.devices.worker import ISAS, bench_apart, check_isa, collect, crash_text, events
 from vitkit.runtimes.card import ImageSpec, ModelCard, TensorSpec, read_card, write_card
 from vitkit.runtimes.errors import BadArtifact, BadInput, BadRequest, DeviceError

@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from vitkit.cli import app
-from vitkit.cli.make import JsonFlag
+from vitkit.cli.arguments import JsonFlag
 from vitkit.cli.show import print_json, progress_bar, say
 
 if TYPE_CHECKING:
     from vitkit.data.tars import ShardIndex
 
 data = typer.Typer(help="Make and check data sets.", no_args_is_help=True)
-app.add_typer(data, name="data")
 
 # What a set has unless asked otherwise, by task.
 _SIZES = {
@@ -71,7 +69,7 @@ def check(
 
     Exit code 2 where there is one; each stands on a line, with the file it is in.
     """
-    from vitkit.data.panoptic import check_panoptic, find_splits, read_split
+    from vitkit.data.coco.read import check_panoptic, find_splits, read_split
 
     with progress_bar("checking") as progress:
         problems = check_panoptic(folder, progress)

@@ -7,20 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from vitkit.cli import app
-from vitkit.cli.make import JsonFlag
+from vitkit.cli.arguments import DevicesFile, JsonFlag
 from vitkit.cli.show import print_json, print_table, say
 
 if TYPE_CHECKING:
     from vitkit.devices.registry import Device
 
 device = typer.Typer(help="Machines to measure on: kept in devices.toml.", no_args_is_help=True)
-app.add_typer(device, name="device")
 
-DevicesFile = Annotated[
-    Optional[Path],  # noqa: UP045
-    typer.Option("--devices", help="File of devices (devices.toml in your configuration folder)."),
-]
 NameArgument = Annotated[str, typer.Argument(help="Name of the device.")]
 # What a device does not need: it runs engines, it does not make them.
 _AT_HOME = ("train: ", "export: ")

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Optional
 
 import typer
 
-from vitkit.cli import app
-from vitkit.cli.make import JsonFlag
+from vitkit.cli.arguments import JsonFlag
 from vitkit.cli.show import print_json, progress_bar, say
 
 if TYPE_CHECKING:
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 _VIDEO_LEGEND = 3
 
 
-@app.command()
 def predict(
     artifact: Annotated[Path, typer.Argument(help="Artifact folder, as vitkit export writes it.")],
     images: Annotated[
@@ -62,8 +60,8 @@ def predict(
 
 
 def _check_images(images: list[Path], every: int) -> None:
+    from vitkit.pictures.video import is_video
     from vitkit.runtimes.errors import BadInput, BadRequest
-    from vitkit.video import is_video
 
     for path in images:
         try:
@@ -79,9 +77,9 @@ def _check_images(images: list[Path], every: int) -> None:
 
 
 def _classify(engine: Engine, images: list[Path], out: Path | None, json: bool) -> None:
-    from vitkit.draw import draw_classification
+    from vitkit.pictures.draw import draw_classification
+    from vitkit.pictures.video import is_video
     from vitkit.runtimes.errors import BadRequest
-    from vitkit.video import is_video
 
     if videos := [path for path in images if is_video(path)]:
         raise BadRequest(
@@ -172,9 +170,9 @@ def _write(
     note: Callable[[_Found], None],
 ) -> None:
     """Leave overlays and predictions in a folder; `note` hears every result."""
-    from vitkit.data.panoptic import check_predictions_path, write_predictions
+    from vitkit.data.coco.read import check_predictions_path, write_predictions
     from vitkit.evaluate import card_categories, coco_segments
-    from vitkit.video import is_video
+    from vitkit.pictures.video import is_video
 
     named = zip(images, names, strict=True)
     pictures = [f"{name}.mp4" if is_video(path) else f"{name}.png" for path, name in named]
@@ -194,7 +192,7 @@ def _write(
 
 def _count(path: Path, every: int) -> int:
     """Images in a file, of a video as many as its header tells."""
-    from vitkit.video import is_video, open_video
+    from vitkit.pictures.video import is_video, open_video
 
     if not is_video(path):
         return 1
@@ -206,7 +204,7 @@ def _results(
     engine: Engine, images: list[Path], names: list[str], out: Path | None, every: int
 ) -> Iterator[_Found]:
     """Segment images and frames one by one; overlays go to `out` where it is given."""
-    from vitkit.video import is_video, open_video
+    from vitkit.pictures.video import is_video, open_video
 
     for number, (path, name) in enumerate(zip(images, names, strict=True)):
         image_id = _image_id(name, number)
@@ -231,7 +229,7 @@ def _read(path: Path) -> NDArray[np.uint8]:
 
 
 def _overlay(photo: NDArray[np.uint8], result: Panoptic, lines: int | None = None) -> Image.Image:
-    from vitkit.draw import draw_panoptic
+    from vitkit.pictures.draw import draw_panoptic
 
     return draw_panoptic(photo, result, lines=lines)
 
@@ -241,7 +239,7 @@ def _video_out(
     out: Path | None, name: str, fps: float
 ) -> Iterator[Callable[[NDArray[np.uint8], Panoptic], None]]:
     """A function that adds the overlay of a frame to `out`/`name`.mp4; it does nothing without `out`."""
-    from vitkit.video import write_video
+    from vitkit.pictures.video import write_video
 
     if out is None:
         yield lambda photo, result: None

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from vitkit.exporters.parity import Check
 
 
 def print_json(body: Any) -> None:
@@ -57,3 +61,19 @@ def key_values(pairs: Sequence[str], flag: str) -> dict[str, str]:
             raise BadRequest(f"{flag} {pair!r} is not of the form key=value")
         values[key] = value
     return values
+
+
+def print_checks(checks: list[Check]) -> None:
+    """Each parity check on a line, and the images that stand out."""
+    for check in checks:
+        typer.echo(str(check))
+        for line in check.details():
+            typer.echo(f"  {line}")
+
+
+def share_the_machine() -> None:
+    """Let torch's idle threads spin less: beside another busy process that slows training many times.
+
+    OpenMP reads this once, when torch is imported.
+    """
+    os.environ.setdefault("GOMP_SPINCOUNT", "30000")

@@ -1,4 +1,4 @@
-"""Cityscapes and ADE20K, as they are downloaded, into COCO's panoptic layout (see `vitkit.data.panoptic`).
+"""Cityscapes and ADE20K, as they are downloaded, into COCO's panoptic layout (see `vitkit.data.coco.read`).
 
 Photographs are linked, not encoded again.
 
@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitkit.data.panoptic import (
+from vitkit.data.coco.read import (
     Category,
     Sample,
     check_new_folder,

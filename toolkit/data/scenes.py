@@ -17,7 +17,7 @@ import PIL.ImageDraw
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from vitkit.data.panoptic import (
+from vitkit.data.coco.read import (
     Category,
     Sample,
     Segment,
@@ -228,7 +228,7 @@ def write_scenes(
     seed: int = 0,
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Path:
-    """Draw the splits train and val in COCO's panoptic layout (see `vitkit.data.panoptic`); returns `out`.
+    """Draw the splits train and val in COCO's panoptic layout (see `vitkit.data.coco.read`); returns `out`.
 
     `train` and `val` count images, `size` is their side in pixels; `progress` hears (images done, images
     in all). The folder appears whole or not at all. The same seed writes the same bytes. Raises BadRequest

@@ -53,7 +53,7 @@ def serve(folder: Path, wheel: Path) -> None:
 def _answer(asked: Mapping[str, Any], store: Path, wheel: Path) -> None:
     if asked["do"] == "doctor":
         from vitkit import doctor
-        from vitkit.devices.jetson import is_jetson
+        from vitkit.bench.jetson import is_jetson
 
         _say(checks=doctor.to_json(doctor.diagnose()), jetson=is_jetson())
     elif asked["do"] == "held":

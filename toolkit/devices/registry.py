@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vitkit.devices.jetson import is_jetson
-from vitkit.runtimes.engine import FORMATS
+from vitkit.bench.jetson import is_jetson
+from vitkit.runtimes.engine import RUNTIMES
 from vitkit.runtimes.errors import BadRequest
 from vitkit.runtimes.files import write_text
 
@@ -65,8 +65,8 @@ class Device:
                 raise BadRequest(f"the {what} of {self.name} is {getattr(self, what)!r}; give a path")
         if self.kind == "adb" and self.folder == Device.folder:
             object.__setattr__(self, "folder", _PHONE_FOLDER)
-        if unknown := [target for target in self.targets if target not in FORMATS]:
-            raise BadRequest(f"{self.name} has the target {unknown[0]!r}; known are {', '.join(FORMATS)}")
+        if unknown := [target for target in self.targets if target not in RUNTIMES]:
+            raise BadRequest(f"{self.name} has the target {unknown[0]!r}; known are {', '.join(RUNTIMES)}")
 
 
 def default_file() -> Path:

@@ -9,7 +9,7 @@ from importlib import import_module, metadata
 from pathlib import Path
 
 # Opening, running and measuring; models, training and exporters stay at home.
-_PACKAGES = ("vitkit", "vitkit.runtimes", "vitkit.devices")
+_PACKAGES = ("vitkit", "vitkit.runtimes", "vitkit.runtimes.panoptic", "vitkit.bench", "vitkit.devices")
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 

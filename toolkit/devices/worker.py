@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vitkit.bench import BenchReport, Progress, bench
-from vitkit.cpu import cpu_info
+from vitkit.bench.cpu import cpu_info
 from vitkit.runtimes import errors
 from vitkit.runtimes.card import read_card
 from vitkit.runtimes.errors import BadRequest, DeviceError, VitkitError

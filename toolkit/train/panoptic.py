@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Generator, Tensor, nn
 
+from vitkit.data.coco.read import PanopticImage, PanopticSet, find_splits, read_ids, read_split
 from vitkit.data.folder import listing_sha256
-from vitkit.data.panoptic import PanopticImage, PanopticSet, find_splits, read_ids, read_split
 from vitkit.data.tars import has_index
 from vitkit.models import Labels, configure, run_card
 from vitkit.models.remax import STRIDES, Relaxed, RelaxedTraining, ReMaXConfig

@@ -29,7 +29,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitkit.data.panoptic import MAX_ID, Category, PanopticSet, Segment, check_ids, read_ids, read_predictions
+from vitkit.data.coco.read import (
+    MAX_ID,
+    Category,
+    PanopticSet,
+    Segment,
+    check_ids,
+    read_ids,
+    read_predictions,
+)
 from vitkit.runtimes.errors import BadInput, BadRequest
 
 Counts = NDArray[np.int64]

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-from vitkit.devices.jetson import is_jetson, joules, parse_tegrastats
+from vitkit.bench.jetson import is_jetson, joules, parse_tegrastats
 from vitkit.runtimes.errors import BadInput
 
 _RAILS_MS = 100

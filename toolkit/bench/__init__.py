@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_origin, get_typ
 
 import numpy as np
 
-from vitkit.cpu import cpu_info, load_average
-from vitkit.devices.jetson import board_state, is_jetson, throttled
-from vitkit.devices.trtexec import check_fields, cross_check, find_trtexec
-from vitkit.energy import Meter, open_meter
+from vitkit.bench.cpu import cpu_info, load_average
+from vitkit.bench.energy import Meter, open_meter
+from vitkit.bench.jetson import board_state, is_jetson, throttled
+from vitkit.bench.trtexec import check_fields, cross_check, find_trtexec
 from vitkit.runtimes.card import read_card
-from vitkit.runtimes.engine import FORMATS, Engine, open_engine
+from vitkit.runtimes.engine import RUNTIMES, Engine, open_engine
 from vitkit.runtimes.errors import BadInput, BadRequest
 from vitkit.runtimes.files import write_text
 from vitkit.runtimes.image import Image, find_images, generated_photos, read_image
@@ -70,7 +70,7 @@ class BenchReport:
     vendor package already imported; `first_ns` is the first run of the engine after that. `started`
     identifies the call of `bench`: only reports that share it were measured together. `energy` holds the
     `joules` that the machine took over all recorded queries, and the `source` of that estimate; None where
-    no meter can be read. `cross_check` is what `vitkit.devices.trtexec.cross_check` found about a TensorRT
+    no meter can be read. `cross_check` is what `vitkit.bench.trtexec.cross_check` found about a TensorRT
     engine in scope `engine`; None for others, and where there is no `trtexec`.
     """
 
@@ -395,7 +395,7 @@ def _photograph(height: int, width: int, seed: int) -> Image:
 
 
 def _open(path: Path, label: str, settings: Mapping[str, Any], batch: int, images: list[Image]) -> _Opened:
-    runtime = FORMATS.get(read_card(path).target)
+    runtime = RUNTIMES.get(read_card(path).target)
     # Otherwise the first artifact of a vendor would seem slow to load; open_engine explains a failure.
     with suppress(ImportError):
         if runtime is not None:
@@ -524,7 +524,7 @@ def _report(
         precision=card.precision,
         files=artifact.hashes(),
         size_bytes=artifact.size_bytes,
-        device=device or FORMATS[card.target].device,
+        device=device or RUNTIMES[card.target].device,
         scope=lane.scope,
         batch=opened.batch,
         threads=threads,

@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vitkit.data.folder import labelled_images
-from vitkit.data.panoptic import (
+from vitkit.data.coco.read import (
     NO_BOX,
     Box,
     Category,
@@ -24,7 +23,8 @@ from vitkit.data.panoptic import (
     read_ids,
     write_predictions,
 )
-from vitkit.panoptic_quality import PanopticQuality, QualityReport
+from vitkit.data.folder import labelled_images
+from vitkit.evaluate.panoptic_quality import PanopticQuality, QualityReport
 from vitkit.runtimes.card import Artifact, ModelCard, read_card
 from vitkit.runtimes.decode import decoder
 from vitkit.runtimes.errors import BadArtifact, BadInput
@@ -228,7 +228,7 @@ def card_categories(card: ModelCard) -> tuple[Category, ...]:
 
     Their ids are the card's label ids where these are different whole numbers, else 1, 2, ...
     """
-    from vitkit.draw import class_colour
+    from vitkit.pictures.draw import class_colour
 
     given = card.label_ids or ()
     plain = len(set(given)) == len(card.labels) and all(re.fullmatch("0|[1-9][0-9]{0,8}", i) for i in given)

@@ -1,0 +1,124 @@
+"""`vitkit import`: somebody's checkpoint into a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from vitkit.cli.arguments import OptionPairs
+from vitkit.cli.show import key_values, say
+
+if TYPE_CHECKING:
+    from vitkit.models import Labels
+
+
+def import_(
+    file: Annotated[Path, typer.Argument(help="The checkpoint: .pth or .safetensors.")],
+    format: Annotated[str, typer.Option("--format", help="Layout of the checkpoint: psvit or kmax.")],
+    model: Annotated[
+        str, typer.Option("--model", help="Model that the weights belong to (see: vitkit models).")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Run folder to write.")],
+    option: OptionPairs = None,
+    reset_head: Annotated[
+        bool, typer.Option("--reset-head", help="Leave out the class heads; the model's start fresh.")
+    ] = False,
+    categories: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            "--categories",
+            help="Classes of a panoptic model, by id: COCO's panoptic JSON, or its list of categories.",
+        ),
+    ] = None,
+) -> None:
+    """Turn somebody's checkpoint into a run, without running any code in it.
+
+    For the authors' released PS-ViT weights add --option qk_scale=dim. kMaX-DeepLab with ResNet-50, from its
+    authors' PyTorch port, is --format kmax --model kmax_b; for other classes than COCO's add
+    --option num_classes=N and --categories.
+    """
+    from dataclasses import asdict, replace
+
+    from vitkit.models import configure, model_info, run_card
+    from vitkit.models.checkpoints import load_checkpoint
+    from vitkit.runs import save_run
+    from vitkit.runtimes.card import sha256
+    from vitkit.runtimes.files import check_output_folder
+
+    check_output_folder(out, inputs=[file, categories] if categories else [file])
+    options = key_values(option or [], "--option")
+    config = configure(model, options)
+    task = model_info(model).task
+    labels = _labels(task, config.num_classes, categories)
+    imported = load_checkpoint(file, format, model, options, reset_head=reset_head)
+    card = run_card(model, config, labels)
+    weights = {"imported": file.name, "format": format, "sha256": sha256(file)}
+    if imported.reset:
+        weights["reset"] = ", ".join(imported.reset)
+        say(f"left fresh, for {config.num_classes} classes: {weights['reset']}")
+    if imported.ignored:
+        say(f"left out: {len(imported.ignored)} tensors that only training needs")
+    if task == "panoptic" and card.labels[0] == "0":
+        say("classes go by their numbers and are all taken for things; --categories FILE names them")
+    card = replace(card, provenance={**card.provenance, "weights": weights})
+    save_run(out, imported.model, card, {"model": model, "options": asdict(config)})
+    say(f"{out}: {model} with the weights of {file.name}")
+
+
+def _labels(task: str, classes: int, categories: Path | None) -> Labels | None:
+    """Names for a model's classes: of the file, or ImageNet's for a classifier that has 1000."""
+    from vitkit.models import Labels
+    from vitkit.runtimes.errors import BadInput, BadRequest
+
+    if categories is not None:
+        if task != "panoptic":
+            raise BadRequest("--categories names the classes of panoptic models; this one is a classifier")
+        labels = _read_categories(categories)
+        if len(labels.names) != classes:
+            raise BadInput(
+                f"{categories} names {len(labels.names)} categories, the model has {classes} classes "
+                f"(--option num_classes={len(labels.names)} changes that)"
+            )
+        return labels
+    if task == "panoptic" or classes != 1000:
+        return None
+    from vitkit.torchvision_shim import timm
+
+    info = timm.data.ImageNetInfo()
+    names = tuple(info.index_to_description(i) for i in range(1000))
+    return Labels(names, tuple(info.index_to_label_name(i) for i in range(1000)))
+
+
+def _read_categories(file: Path) -> Labels:
+    """The classes in COCO's panoptic JSON, or in its list of categories alone, in the order of their ids."""
+    import json
+
+    from vitkit.models import Labels
+    from vitkit.runtimes.errors import BadInput
+
+    try:
+        body = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadInput(f"{file} cannot be read as JSON: {error}") from None
+    entries = body.get("categories") if isinstance(body, dict) else body
+    if not isinstance(entries, list) or not entries:
+        raise BadInput(f"{file} holds no list of categories")
+    found: dict[int, tuple[str, bool]] = {}
+    for i, entry in enumerate(entries):
+        match entry:
+            case {"id": int(number), "name": str(name), "isthing": 0 | 1 as thing} if (
+                name and name.isprintable() and number >= 0
+            ):
+                if number in found:
+                    raise BadInput(f"{file}: the category id {number} occurs twice")
+                found[number] = name, bool(thing)
+            case _:
+                raise BadInput(f"{file}: category {i} must have an id, a name, and isthing as 0 or 1")
+    ordered = sorted(found.items())
+    return Labels(
+        tuple(name for _, (name, _) in ordered),
+        tuple(str(int(number)) for number, _ in ordered),
+        tuple(thing for _, (_, thing) in ordered),
+    )

@@ -1,0 +1,64 @@
+"""The command line as a whole: its commands in order, and what an error becomes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+import typer
+
+from vitkit.cli.bench import bench
+from vitkit.cli.build import build
+from vitkit.cli.data import data
+from vitkit.cli.demo import demo
+from vitkit.cli.device import device
+from vitkit.cli.doctor import doctor
+from vitkit.cli.evaluate import evaluate
+from vitkit.cli.export import export
+from vitkit.cli.import_ import import_
+from vitkit.cli.inspect import inspect
+from vitkit.cli.models import models
+from vitkit.cli.predict import predict
+from vitkit.cli.recipes import recipes
+from vitkit.cli.report import report
+from vitkit.cli.train import train
+from vitkit.cli.verify import verify
+
+app = typer.Typer(
+    name="vitkit",
+    help="Efficient vision models, from a training run to a verified, measured engine on an edge device.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_MAKE = (models, train, recipes, import_, export, build)
+_CHECK = (verify, evaluate, bench, report, inspect)
+_USE = (predict, doctor, demo)
+for _command in (*_MAKE, *_CHECK, *_USE):
+    app.command(_command.__name__.rstrip("_"))(_command)
+app.add_typer(data, name="data")
+app.add_typer(device, name="device")
+
+
+def main() -> None:
+    """Run the command line: exit code 0, 2 for what the user can mend, 1 for a bug or a broken engine."""
+    # So that whoever writes a temporary folder gets to remove it.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        app()
+    except BrokenPipeError:
+        # The reader, such as `head`, has gone; Python would complain again while flushing at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:
+        from vitkit.runtimes.errors import ExportFailed, VitkitError
+
+        if not isinstance(error, VitkitError):
+            raise
+        text = " ".join(str(error).split())
+        typer.secho(f"vitkit: {text}", fg=typer.colors.RED, err=True)
+        sys.exit(1 if isinstance(error, ExportFailed) else 2)

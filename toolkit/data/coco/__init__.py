@@ -1,0 +1,1 @@
+"""COCO's panoptic format: reading, checking, writing."""
