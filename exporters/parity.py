@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from vitkit.exporters import parity_panoptic
 from vitkit.exporters.golden import read_golden
 from vitkit.runtimes.card import ImageSpec, ModelCard
-from vitkit.runtimes.decode import softmax
 from vitkit.runtimes.engine import Engine, Outputs
 from vitkit.runtimes.errors import BadArtifact, BadRequest
 from vitkit.runtimes.image import prepare_batch
+from vitkit.runtimes.softmax import softmax
 
 # Two classes whose probabilities the float model itself puts this close are a tie, and a flip between
 # them says nothing about the engine.

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from vitkit.exporters.golden import read_golden
 from vitkit.runtimes.card import ImageSpec, ModelCard
-from vitkit.runtimes.decode import softmax
 from vitkit.runtimes.engine import Engine, Outputs
 from vitkit.runtimes.image import prepare_batch
 from vitkit.runtimes.panoptic import Panoptic
+from vitkit.runtimes.softmax import softmax
 
 # A pixel that the float model itself gives to its slot by less than this lead in probability may flip.
 CLEAR_LEAD = 0.5

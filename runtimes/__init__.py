@@ -1,7 +1,7 @@
 """Opening an artifact and running it: numpy, and the one vendor package that the artifact needs."""
 
 from vitkit.runtimes.card import Artifact, ImageSpec, ModelCard, TensorSpec, read_artifact
-from vitkit.runtimes.decode import Classification, Label
+from vitkit.runtimes.classification import Classification, Label
 from vitkit.runtimes.engine import Engine, Session, open_engine
 from vitkit.runtimes.errors import (
     BadArtifact,

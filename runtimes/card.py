@@ -79,6 +79,10 @@ class ModelCard:
     options: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
+    def output(self, name: Any) -> TensorSpec | None:
+        """The output of that name; None if there is none."""
+        return next((spec for spec in self.outputs if spec.name == name), None)
+
 
 @dataclass(frozen=True)
 class Artifact:

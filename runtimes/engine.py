@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitkit.runtimes.card import Artifact, ModelCard, TensorSpec, read_artifact
-from vitkit.runtimes.decode import Decoder, decoder
 from vitkit.runtimes.errors import BadArtifact, BadInput, BadRequest, DeviceError, MissingBackend
 from vitkit.runtimes.image import check_image, placement, prepare_batch, read_image
+from vitkit.runtimes.tasks import Decoder, decoder
 
 Feeds = Mapping[str, NDArray[Any]]
 Outputs = dict[str, NDArray[Any]]

@@ -110,6 +110,17 @@ def test_runtime_import_is_light(statement):
     assert not loaded_after(statement) & heavy
 
 
+def test_opening_a_classifier_loads_no_other_task(artifact_of):
+    code = "import sys, vitkit.runtimes as v\nwith v.open_engine(sys.argv[1]):\n    print(*sys.modules)"
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(artifact_of("onnx", "fp32"))],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert not [name for name in run.stdout.split() if "panoptic" in name or "threadpoolctl" in name]
+
+
 def test_help_loads_nothing_heavy():
     code = "import sys\nfrom vitkit.cli.main import app\nprint(' '.join(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

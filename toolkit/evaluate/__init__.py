@@ -26,11 +26,11 @@ from vitkit.data.coco.read import (
 from vitkit.data.folder import labelled_images
 from vitkit.evaluate.panoptic_quality import PanopticQuality, QualityReport
 from vitkit.runtimes.card import Artifact, ModelCard, read_card
-from vitkit.runtimes.decode import decoder
 from vitkit.runtimes.errors import BadArtifact, BadInput
 from vitkit.runtimes.image import placement, prepare_batch, read_image
 from vitkit.runtimes.panoptic import Panoptic
 from vitkit.runtimes.panoptic import Segment as Found
+from vitkit.runtimes.tasks import decoder
 
 FORMAT = 1
 BATCH = 16

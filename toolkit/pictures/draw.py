@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from vitkit.data.coco.read import default_colour
-from vitkit.runtimes.decode import Classification
+from vitkit.runtimes.classification import Classification
 from vitkit.runtimes.errors import BadInput
 from vitkit.runtimes.panoptic import Panoptic, Segment
 
