@@ -1,29 +1,17 @@
 """Binary masks whose every pixel is that of the published merge in float64.
 
-Between two rows of the mask, logits are linear in the row number, so their exponentials are a geometric
-series: two `exp` serve all rows of the image between them. That is done in float32; whatever rounding
-could decide is decided again in float64.
+They are made in float32; whatever rounding could decide is decided again in float64.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vitkit.runtimes.panoptic.masks import BinaryMasks, Candidates, ordering_scores
-from vitkit.runtimes.panoptic.resize import (
-    STRIP,
-    TILE,
-    Float32,
-    Float64,
-    Floats,
-    exponentials,
-    nonzero_ranges,
-    tiles,
-)
+from vitkit.runtimes.panoptic.resize import STRIP, Float32, Float64, Floats, nonzero_ranges
 from vitkit.runtimes.panoptic.results import MergeParameters
+from vitkit.runtimes.panoptic.softmax import softmax_tiles
 
 Pixels = NDArray[np.intp]
 
@@ -57,7 +45,7 @@ def find_masks(
         BinaryMasks(len(candidates.slots), (len(rows), len(columns))),
         [np.zeros((0, 2), np.intp)],
     )
-    for y, x, shares in _softmax_tiles(values, candidates.slots, rows, columns):
+    for y, x, shares in softmax_tiles(values, candidates.slots, rows, columns):
         inside = shares > above
         near = ((shares > below) != inside).any(axis=0) | steep_rows[y : y + shares.shape[1], None]
         inside[:, near] = False
@@ -81,42 +69,15 @@ def _subtract_largest(logits: Floats) -> tuple[Floats, Floats]:
     return values, np.asarray((top - logits.min(axis=0)).max(axis=1))
 
 
-def _softmax_tiles(
-    values: Floats, slots: NDArray[np.intp], rows: Float64, columns: Float64
-) -> Iterator[tuple[int, int, Floats]]:
-    """Softmax over all slots, of the chosen ones, in tiles: first row, first column, (slots, rows, columns).
-
-    `values` (h, N, w) are logits less any number that all slots of a place share, within -REACH..0.
-    """
-    memory = np.empty(2 * values.shape[1] * min(TILE, len(columns)), values.dtype)
-    for tile in tiles(values, rows, columns):
-        shares = np.empty((len(slots), *tile.size), values.dtype)
-        for run in tile.runs:
-            between = tile.values[run.low - tile.low : run.high - tile.low]
-            terms = exponentials(run.weights, between, memory)
-            _softmax_of_run(terms, slots, shares[:, run.start - tile.y : run.stop - tile.y])
-        yield tile.y, tile.x, shares
-
-
-def _softmax_of_run(terms: Floats, slots: NDArray[np.intp], out: Floats) -> None:
-    """First terms and ratios (1 or 2, N, w) -> softmax of the chosen slots (slots, rows, w) in a run."""
-    term, ratio = terms[0], terms[-1]
-    ones = np.ones(len(term), term.dtype)
-    for row in range(out.shape[1]):
-        if row:
-            term *= ratio
-        np.multiply(term[slots], np.reciprocal(ones @ term), out=out[:, row])
-
-
 def _undecided(
     candidates: Candidates, masks: BinaryMasks, parameters: MergeParameters, slack: float
 ) -> NDArray[np.intp]:
-    """Candidates whose acceptance, or order where it matters, rounding could change."""
+    """Candidates whose order, if it matters, rounding could change."""
     scores = ordering_scores(candidates, masks, parameters.mask_power)
     # An error of x in the odds moves a share p by x p (1 - p); 1e-5 is for the sums.
     error = slack * (1 - np.minimum(masks.means(), 1)) + 1e-5
     error *= abs(parameters.mask_power) * scores
-    undecided = np.abs(scores - candidates.limits) < error
+    undecided = np.zeros(len(scores), np.bool_)
     close = np.abs(scores[:, None] - scores) < error[:, None] + error
     for i, j in np.argwhere(np.triu(close, 1)):
         # The order of two slots without a common pixel has no effect.

@@ -6,7 +6,6 @@ rows and columns and followed by parabolas from there on.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -14,19 +13,16 @@ from numpy.typing import NDArray
 
 from vitkit.runtimes.panoptic.masks import BinaryMasks, Candidates
 from vitkit.runtimes.panoptic.resize import (
-    STRIP,
     STRIP_TAPS,
-    TILE,
     Float32,
     Float64,
     Size,
     column_bands,
-    exponentials,
     interpolate_columns,
     nonzero_range,
-    tiles,
 )
 from vitkit.runtimes.panoptic.results import MergeParameters
+from vitkit.runtimes.panoptic.softmax import softmax_tiles
 
 # Within this difference of logits, no float32 exponential below overflows or vanishes.
 REACH = 80.0
@@ -40,12 +36,10 @@ def find_masks(
     `logits` (N, h, w) of all slots; `rows` (height, h) and `columns` (width, w) resize them to the image.
     """
     values, others = _split(logits, candidates.slots, rows, columns)
-    masks, threshold = (
-        BinaryMasks(len(candidates.slots), (len(rows), len(columns))),
-        np.float32(parameters.mask_threshold),
-    )
-    for y, x, shares in _softmax_tiles(values, others, rows, columns):
-        masks.add_tile(y, x, shares > threshold, shares)
+    every = np.arange(len(candidates.slots))
+    masks = BinaryMasks(len(every), (len(rows), len(columns)))
+    for y, x, shares in softmax_tiles(values, every, rows, columns, others.sums):
+        masks.add_tile(y, x, shares > np.float32(parameters.mask_threshold), shares)
     return masks
 
 
@@ -112,17 +106,3 @@ def _quadratic_matrix(axis: Float64) -> Float64:
     matrix[numbers, 2 * first + 1] = 4 * share * (1 - share)
     matrix[numbers, 2 * first + 2] = share * (2 * share - 1)
     return matrix[:, : 2 * count - 1]
-
-
-def _softmax_tiles(
-    values: Float32, others: _OtherSlots, rows: Float64, columns: Float64
-) -> Iterator[tuple[int, int, Float32]]:
-    """Softmax of the candidates, in tiles: first row, first column, (C, rows, columns)."""
-    memory = np.empty(STRIP * values.shape[1] * min(TILE, len(columns)), np.float32)
-    for tile in tiles(values, rows, columns):
-        (height, _), (taps, _, _) = tile.size, tile.values.shape
-        weights = rows[tile.y : tile.y + height, tile.low : tile.low + taps].astype(np.float32)
-        terms = exponentials(weights, tile.values, memory)
-        totals = terms.sum(axis=1) + others.sums(tile.y, tile.x, tile.size)
-        shares = np.multiply(terms.transpose(1, 0, 2), np.reciprocal(totals), order="C")
-        yield tile.y, tile.x, shares

@@ -12,13 +12,15 @@ from vitkit.runtimes.panoptic.resize import Float64, Floats, Size
 
 @dataclass
 class Candidates:
-    """Slots that may be accepted: number, class, thing or stuff, threshold, class's part of the score."""
+    """Slots whose class is confident enough to be accepted.
+
+    For each: its number, its class, whether that is a thing, and class probability ** class power.
+    """
 
     slots: NDArray[np.intp]
     classes: NDArray[np.intp]
     thing: NDArray[np.bool_]
-    limits: Float64
-    factors: Float64
+    class_scores: Float64
 
 
 class BinaryMasks:
@@ -36,7 +38,7 @@ class BinaryMasks:
         """Set the pixels `inside` (C, rows, columns), from (y, x) on; `shares` are overwritten."""
         columns = slice(x // 8, -(-(x + inside.shape[2]) // 8))
         self.bits[:, y : y + inside.shape[1], columns] = np.packbits(inside, axis=-1)
-        self.areas += np.count_nonzero(inside, axis=(1, 2))
+        self.areas += [np.count_nonzero(mask) for mask in inside]
         shares *= inside
         self.sums += (shares @ np.ones(shares.shape[2], shares.dtype)).sum(axis=1, dtype=np.float64)
 
@@ -61,7 +63,7 @@ def count_bits(bits: NDArray[np.uint8]) -> int:
 
 
 def ordering_scores(candidates: Candidates, masks: BinaryMasks, mask_power: float) -> Float64:
-    """Class probability ** class power * mean mask probability ** mask power, (C,); 0 for an empty mask."""
+    """Class probability ** class power * mean mask probability ** `mask_power`, (C,); 0 for an empty mask."""
     filled = masks.areas > 0
     means = np.where(filled, masks.means(), 1.0)
-    return np.where(filled, candidates.factors * means**mask_power, 0.0)
+    return np.where(filled, candidates.class_scores * means**mask_power, 0.0)

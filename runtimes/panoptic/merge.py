@@ -1,8 +1,8 @@
 """Mask-wise merging, as kmax-deeplab does it after deeplab2.
 
-Every slot of the network has class logits and a mask at a quarter of the input's resolution. A pixel of
-the image belongs to a slot's binary mask if the softmax over the slots gives it more than 0.4; slots are then
-painted, best score first.
+Every slot of the network has class logits and a mask at a quarter of the input's resolution. A slot is a
+candidate if its class is confident. A pixel of the image belongs to a slot's binary mask if the softmax over
+all slots gives it more than 0.4; the candidates then take the pixels that are still free, best score first.
 """
 
 from __future__ import annotations
@@ -91,12 +91,12 @@ def _check(
 
 
 def _candidates(class_logits: Floats, things: NDArray[np.bool_], parameters: MergeParameters) -> Candidates:
-    """Slots whose class alone does not rule them out."""
+    """Slots whose class probability exceeds the threshold of its kind."""
     probabilities = softmax(class_logits)[:, :-1]
     classes = probabilities.argmax(axis=1)
     thing = things[classes]
-    limits = np.where(thing, parameters.thing_threshold, parameters.stuff_threshold)
-    factors = probabilities[np.arange(len(classes)), classes] ** parameters.class_power
-    # A mask's mean is at most 1 (plus rounding), so with a power >= 0 it cannot lift the score.
-    slots = np.flatnonzero((factors * (1 + 1e-9) > limits) | (parameters.mask_power < 0))
-    return Candidates(slots, classes[slots], thing[slots], limits[slots], factors[slots])
+    confidence = probabilities[np.arange(len(classes)), classes]
+    slots = np.flatnonzero(
+        confidence > np.where(thing, parameters.thing_threshold, parameters.stuff_threshold)
+    )
+    return Candidates(slots, classes[slots], thing[slots], confidence[slots] ** parameters.class_power)

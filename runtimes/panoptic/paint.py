@@ -36,7 +36,7 @@ def paint(
     regions: dict[tuple[bool, int], _Region] = {}
     for i in np.argsort(-scores, kind="stable"):
         bits = masks.bits[i] & free
-        if not (scores[i] > candidates.limits[i] and count_bits(bits) > parameters.overlap * masks.areas[i]):
+        if not (count_bits(bits) > parameters.overlap * masks.areas[i]):
             continue
         free &= ~bits
         thing, index = bool(candidates.thing[i]), int(candidates.classes[i])

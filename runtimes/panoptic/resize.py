@@ -7,8 +7,6 @@ row.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,8 +17,6 @@ Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Size = tuple[int, int]
 
-# Columns of the image worked on at a time: what that needs stays in the cache. A multiple of 8.
-TILE = 704
 # Columns made by one matrix product; its matrix is a band, so that wider ones multiply mostly zeros.
 BAND = 64
 # Rows of the image, and rows of the masks that make them, worked on at a time.
@@ -76,28 +72,6 @@ class RowRun(NamedTuple):
     weights: Floats
 
 
-class Tile(NamedTuple):
-    """A rectangle of the image to be computed: its runs of rows, and its columns from `x` on.
-
-    `values` (t, C, columns) are the logits of the masks' rows from `low` on, interpolated to the columns.
-    """
-
-    runs: list[RowRun]
-    x: int
-    low: int
-    values: Floats
-
-    @property
-    def y(self) -> int:
-        """The first row of the image."""
-        return self.runs[0].start
-
-    @property
-    def size(self) -> Size:
-        """Rows and columns."""
-        return self.runs[-1].stop - self.y, self.values.shape[2]
-
-
 def row_strips(rows: Float64, dtype: np.dtype[Any]) -> list[list[RowRun]]:
     """All rows of the image as runs, in groups that are worked on together."""
     steps = np.diff(rows, axis=0)
@@ -139,25 +113,3 @@ def interpolate_columns(values: Floats, bands: list[tuple[int, int, int, Floats]
     values, out = values.reshape(-1, values.shape[-1]), out.reshape(-1, out.shape[-1])
     for x, low, high, band in bands:
         np.matmul(values[:, low:high], band, out=out[:, x : x + band.shape[1]])
-
-
-def tiles(values: Floats, rows: Float64, columns: Float64) -> Iterator[Tile]:
-    """Cut the image into tiles; `values` (h, C, w) are logits, and each tile is valid until the next."""
-    strips = row_strips(rows, values.dtype)
-    taps = max(run.high - strip[0].low for strip in strips for run in strip)
-    for x in range(0, len(columns), TILE):
-        bands = column_bands(columns[x : x + TILE], values.dtype)
-        # Memory that was in use a moment ago is in the cache, and need not be asked of the system.
-        across = np.empty((taps, values.shape[1], min(TILE, len(columns) - x)), values.dtype)
-        for runs in strips:
-            low, high = runs[0].low, max(run.high for run in runs)
-            interpolate_columns(values[low:high], bands, across[: high - low])
-            yield Tile(runs, x, low, across[: high - low])
-
-
-def exponentials(weights: Floats, values: Floats, memory: Floats) -> Floats:
-    """Exponentials of weighted sums of rows, (r, t) and (t, C, w) -> (r, C, w), in flat `memory`."""
-    shape = (len(weights), *values.shape[1:])
-    out = memory[: math.prod(shape)].reshape(shape)
-    np.matmul(weights, values.reshape(len(values), -1), out=out.reshape(len(out), -1))
-    return np.exp(out, out=out)
