@@ -4,6 +4,7 @@ One module for each metric, all with the verb `evaluate(network, data, ...)`: `a
 `panoptic` of panoptic networks. `open_network` opens what they evaluate.
 """
 
+from vitkit.evaluate.classes import class_indices
 from vitkit.evaluate.network import Network, open_network
 
-__all__ = ["Network", "open_network"]
+__all__ = ["Network", "class_indices", "open_network"]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from vitkit.data.coco import NO_BOX, Box, Category, PanopticImage, PanopticSet, SegmentInfo
 from vitkit.data.coco.ids import measure_segments, read_ids
 from vitkit.data.coco.write import write_predictions
+from vitkit.evaluate.classes import matching_categories
 from vitkit.evaluate.network import Network
 from vitkit.evaluate.panoptic_quality import PanopticQuality, QualityReport
 from vitkit.runtimes.card import ModelCard
@@ -133,20 +134,3 @@ def truth_as_panoptic(image: PanopticImage, categories: Sequence[Category]) -> P
         table[segment.id] = number
         segments.append(Segment(number, index, name, thing, 1.0, areas[segment.id]))
     return Panoptic(table[old], tuple(segments))
-
-
-def matching_categories(card: ModelCard, categories: Sequence[Category]) -> list[Category]:
-    """The data set's category of each of the network's classes, found by name, else by id.
-
-    Raises BadInput naming the classes that the data set lacks.
-    """
-    by_name = {category.name: category for category in categories}
-    by_id = {str(category.id): category for category in categories}
-    ids = card.label_ids or card.labels
-    found = [by_name.get(name) or by_id.get(i) for name, i in zip(card.labels, ids, strict=True)]
-    if missing := [name for name, category in zip(card.labels, found, strict=True) if category is None]:
-        raise BadInput(
-            f"the data set lacks {len(missing)} of the {len(found)} classes of {card.name}: "
-            f"{', '.join(missing[:5])}; its categories are {', '.join(list(by_name)[:5])}, ..."
-        )
-    return [category for category in found if category is not None]
