@@ -13,7 +13,10 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vitkit.data.coco.read import PanopticImage, Sample, read_ids, read_split, write_panoptic_set
+from vitkit.data.coco import PanopticImage
+from vitkit.data.coco.ids import read_ids
+from vitkit.data.coco.read import read_split
+from vitkit.data.coco.write import NewImage, write_panoptic_set
 from vitkit.train import TrainConfig, train
 
 OPTIONS = {
@@ -58,12 +61,12 @@ def main() -> None:
         train(config, data, given.out)
 
 
-def copies(images: Sequence[PanopticImage], count: int) -> Iterator[Sample]:
+def copies(images: Sequence[PanopticImage], count: int) -> Iterator[NewImage]:
     for copy in range(count):
         for i, image in enumerate(images):
             name = f"{copy:03}_{image.file.name}"
             number = copy * len(images) + i
-            yield Sample(number, name, image.file, read_ids(image.mask), image.segments)
+            yield NewImage(number, name, image.file, read_ids(image.mask), image.segments)
 
 
 if __name__ == "__main__":

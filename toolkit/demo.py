@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from vitkit.cli.show import progress_bar, say
-from vitkit.evaluate import Accuracy, evaluate, evaluate_panoptic, open_network, to_json
+from vitkit.evaluate import accuracy, open_network, panoptic
+from vitkit.evaluate.accuracy import Accuracy
+from vitkit.evaluate.results import to_json
 from vitkit.report import write_report
 from vitkit.runtimes.files import check_writable, write_text
 
@@ -157,8 +159,8 @@ def _engines(part: Part, run_path: Path, data: Path, out: Path, quick: bool) -> 
         artifact, checks = exporters.export(
             source, path, target=target, precision=precision, calibration=given, photos=photos
         )
-        accuracy = _accuracy(part, path, data)
-        made.append(Made(path, target, precision, artifact.size_bytes, checks[-1], accuracy))
+        measured = _accuracy(part, path, data)
+        made.append(Made(path, target, precision, artifact.size_bytes, checks[-1], measured))
     return made
 
 
@@ -169,10 +171,10 @@ def _accuracy(part: Part, path: Path, data: Path) -> float:
     found: Accuracy | QualityReport
     if part.metric == "pq":
         truth = read_split(data)
-        found = evaluate_panoptic(network, truth)
+        found = panoptic.evaluate(network, truth)
         body = to_json(path, network.card, str(truth.source), found, fast=False)
     else:
-        found = evaluate(network, data / "val")
+        found = accuracy.evaluate(network, data / "val")
         body = to_json(path, network.card, str(data / "val"), found)
     network.close()
     write_text(path.with_name(f"{path.name}-accuracy.json"), json.dumps(body) + "\n")
@@ -208,15 +210,15 @@ def _bench(made: list[Made], images: Path, out: Path, quick: bool) -> list[Bench
 
 def _draw_points(artifact: Path, data: Path, out: Path) -> list[str]:
     """`points.png`: validation images with the class and the paths of the sampling points."""
-    from vitkit.pictures.draw import contact_sheet, draw_classification
+    from vitkit.pictures.classification import draw
+    from vitkit.pictures.drawing import contact_sheet
     from vitkit.runtimes.engine import open_engine
     from vitkit.runtimes.image import sample_photos
 
     photos = [photo for _, photo in sample_photos(data / "val", 12)]
     with open_engine(artifact) as engine:
         pictures = [
-            draw_classification(photo, result, width=320)
-            for photo, result in zip(photos, engine(photos), strict=True)
+            draw(photo, result, width=320) for photo, result in zip(photos, engine(photos), strict=True)
         ]
     contact_sheet(pictures).save(out / "points.png")
     return [
@@ -233,8 +235,9 @@ def _draw_points(artifact: Path, data: Path, out: Path) -> list[str]:
 def _draw_segments(artifact: Path, data: Path, out: Path) -> list[str]:
     """`segments.png`: validation images, what the engine finds in them, and the truth."""
     from vitkit.data.coco.read import read_split
-    from vitkit.evaluate import truth_as_panoptic
-    from vitkit.pictures.draw import contact_sheet, draw_panoptic
+    from vitkit.evaluate.panoptic import truth_as_panoptic
+    from vitkit.pictures.drawing import contact_sheet
+    from vitkit.pictures.panoptic import draw
     from vitkit.runtimes.engine import open_engine
     from vitkit.runtimes.image import read_image
 
@@ -244,7 +247,7 @@ def _draw_segments(artifact: Path, data: Path, out: Path) -> list[str]:
         for image in truth.images[:8]:
             photo = read_image(image.file)
             for result in (engine(photo), truth_as_panoptic(image, truth.categories)):
-                pictures.append(draw_panoptic(photo, result, width=240, legend=False))
+                pictures.append(draw(photo, result, width=240, legend=False))
     contact_sheet(pictures).save(out / "segments.png")
     return [
         "### What the engine sees",

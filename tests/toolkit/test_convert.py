@@ -8,7 +8,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from vitkit.cli.main import app
-from vitkit.data.coco.read import check_panoptic, find_splits, read_ids, read_split
+from vitkit.data.coco.check import check_panoptic
+from vitkit.data.coco.ids import read_ids
+from vitkit.data.coco.read import find_splits, read_split
 from vitkit.data.convert import CITYSCAPES, CONVERTERS, convert_ade20k, convert_cityscapes
 from vitkit.runtimes.errors import BadInput, BadRequest
 

@@ -10,9 +10,12 @@ import pytest
 from conftest import SHARED
 
 from vitkit import BadInput
-from vitkit.data.coco.read import Category, PanopticImage, Segment, describe_segments, read_split, write_ids
-from vitkit.evaluate import truth_as_panoptic
-from vitkit.pictures.draw import class_colour, draw_panoptic, side_by_side
+from vitkit.data.coco import Category, PanopticImage, SegmentInfo
+from vitkit.data.coco.ids import describe_segments, write_ids
+from vitkit.data.coco.read import read_split
+from vitkit.evaluate.panoptic import truth_as_panoptic
+from vitkit.pictures.drawing import class_colour
+from vitkit.pictures.panoptic import draw, side_by_side
 from vitkit.runtimes.image import read_image
 from vitkit.runtimes.panoptic import Panoptic
 from vitkit.runtimes.panoptic import Segment as Found
@@ -40,17 +43,17 @@ def pixels(picture):
 
 
 def test_segments_have_their_classes_colours():
-    drawn = pixels(draw_panoptic(GREY, bands(), alpha=0.5))
+    drawn = pixels(draw(GREY, bands(), alpha=0.5))
     top = drawn[10, [60, 180, 300, 420, 540]]
     assert (top[0] == 100).all(), "void stays as it was"
     for found, index, thing in ((top[1], 0, True), (top[3], 1, True), (top[4], 2, False)):
         assert np.abs(found - (100 + np.array(class_colour(index, thing))) / 2).max() <= 1
     assert np.abs(top[1] - top[2]).max() > 5, "instances differ in shade"
-    red = pixels(draw_panoptic(GREY, bands(), {0: (255, 0, 0)}, alpha=1.0))
+    red = pixels(draw(GREY, bands(), {0: (255, 0, 0)}, alpha=1.0))
     assert (red[10, 180] == (255, 0, 0)).all()
     assert (red[10, 540] == class_colour(2, False)).all()
-    assert (pixels(draw_panoptic(GREY, bands(), [(1, 2, 3)], alpha=1.0))[10, 180] == (1, 2, 3)).all()
-    plain = pixels(draw_panoptic(GREY, bands(), alpha=0.0))
+    assert (pixels(draw(GREY, bands(), [(1, 2, 3)], alpha=1.0))[10, 180] == (1, 2, 3)).all()
+    plain = pixels(draw(GREY, bands(), alpha=0.0))
     assert (plain[10, [60, 180, 300, 420, 540]] == 100).all()
 
 
@@ -65,30 +68,30 @@ def test_stuff_is_muted_and_colours_repeat():
 def test_things_have_edges_and_stuff_has_none():
     ids = np.zeros((400, 600), np.int32)
     ids[:, 300:] = 1
-    drawn = pixels(draw_panoptic(GREY, Panoptic(ids, (Found(1, 0, "box", True, 0.9, 1),)), alpha=0.0))
+    drawn = pixels(draw(GREY, Panoptic(ids, (Found(1, 0, "box", True, 0.9, 1),)), alpha=0.0))
     assert (drawn[:400, 300] == 255).all()
     assert (drawn[:400, 299] == 0).all()
     assert (drawn[10, [298, 301]] == 100).all()
-    drawn = pixels(draw_panoptic(GREY, Panoptic(ids, (Found(1, 0, "sky", False, 0.9, 1),)), alpha=0.0))
+    drawn = pixels(draw(GREY, Panoptic(ids, (Found(1, 0, "sky", False, 0.9, 1),)), alpha=0.0))
     assert (drawn[:400] == 100).all()
 
 
 def test_large_things_bear_their_names():
-    plain = draw_panoptic(GREY, bands(), alpha=0.0, scores=False, legend=False)
-    scored = draw_panoptic(GREY, bands(), alpha=0.0, legend=False)
+    plain = draw(GREY, bands(), alpha=0.0, scores=False, legend=False)
+    scored = draw(GREY, bands(), alpha=0.0, legend=False)
     middle = pixels(scored)[180:220]
     for column, written in ((60, False), (180, True), (300, True), (420, True), (540, False)):
         assert (middle[:, column - 40 : column + 40] != 100).any() == written
     assert (pixels(plain) != pixels(scored)).any(), "scores change the text"
     small = np.zeros((400, 600), np.int32)
     small[100:106, 100:106] = 1
-    drawn = pixels(draw_panoptic(GREY, Panoptic(small, (Found(1, 0, "box", True, 0.9, 36),)), alpha=0.0))
+    drawn = pixels(draw(GREY, Panoptic(small, (Found(1, 0, "box", True, 0.9, 36),)), alpha=0.0))
     assert (drawn[101:105, 101:105] == 100).all(), "no room for text"
 
 
 def test_the_legend_lies_below():
-    picture = draw_panoptic(GREY, bands())
-    alone = draw_panoptic(GREY, bands(), legend=False)
+    picture = draw(GREY, bands())
+    alone = draw(GREY, bands(), legend=False)
     assert alone.size == (600, 400)
     assert picture.width == 600
     assert picture.height > 400
@@ -101,12 +104,12 @@ def test_the_legend_lies_below():
 def test_the_legend_wraps_and_keeps_its_height():
     many = [Found(i + 1, i, f"a class with a long name {i}", False, 1.0, 1) for i in range(40)]
     long = Panoptic(np.zeros((400, 600), np.int32), tuple(many))
-    free = draw_panoptic(GREY, long).height
-    two = {draw_panoptic(GREY, found, lines=2).height for found in (long, bands(), Panoptic(long.ids, ()))}
+    free = draw(GREY, long).height
+    two = {draw(GREY, found, lines=2).height for found in (long, bands(), Panoptic(long.ids, ()))}
     assert len(two) == 1
     assert 400 < two.pop() < free
     endless = Panoptic(long.ids, (Found(1, 0, "x" * 1000 + "\n" + "y", True, 1.0, 1),))
-    assert draw_panoptic(GREY, endless).size == draw_panoptic(GREY, bands()).size
+    assert draw(GREY, endless).size == draw(GREY, bands()).size
 
 
 @pytest.mark.parametrize(
@@ -125,11 +128,11 @@ def test_any_size(shape, size):
     photo = np.zeros((*shape, 3), np.uint8)
     ids = np.ones(shape, np.int32)
     result = Panoptic(ids, (Found(1, 0, "box", True, 0.9, ids.size),))
-    assert draw_panoptic(photo, result, legend=False).size == size
-    picture = draw_panoptic(photo, result)
+    assert draw(photo, result, legend=False).size == size
+    picture = draw(photo, result)
     assert picture.width == max(size[0], 160)
     assert picture.height > size[1]
-    assert max(draw_panoptic(photo, Panoptic(ids * 0, ()), width=200, legend=False).size) == 200
+    assert max(draw(photo, Panoptic(ids * 0, ()), width=200, legend=False).size) == 200
 
 
 def test_downscaled_ids_stay_in_place():
@@ -137,7 +140,7 @@ def test_downscaled_ids_stay_in_place():
     ids = np.zeros((3000, 4000), np.int32)
     ids[750:1500, 1000:3000] = 1
     result = Panoptic(ids, (Found(1, 0, "sky", False, 0.9, 1),))
-    drawn = pixels(draw_panoptic(photo, result, {0: (255, 255, 255)}, alpha=1.0, width=400, legend=False))
+    drawn = pixels(draw(photo, result, {0: (255, 255, 255)}, alpha=1.0, width=400, legend=False))
     expected = np.zeros((300, 400), bool)
     expected[75:150, 100:300] = True
     assert ((drawn[..., 0] == 255) == expected).all()
@@ -145,7 +148,7 @@ def test_downscaled_ids_stay_in_place():
 
 def test_a_result_of_another_size_is_refused():
     with pytest.raises(BadInput, match="400, 600"):
-        draw_panoptic(GREY[:100], bands())
+        draw(GREY[:100], bands())
 
 
 def test_drawing_is_quick():
@@ -157,7 +160,7 @@ def test_drawing_is_quick():
     times = []
     for _ in range(5):
         start = time.perf_counter()
-        draw_panoptic(photo, result)
+        draw(photo, result)
         times.append(time.perf_counter() - start)
     # 25 ms on two cores that others use, too.
     assert min(times) < 0.1
@@ -185,7 +188,7 @@ def test_truth_in_the_form_of_a_result(tmp_path):
     for segment, old in zip(truth.segments, (70000, 300, 5), strict=True):
         assert ((truth.ids == segment.id) == (ids == old)).all()
     assert (truth.ids == 0).sum() == 40 * 60 - 1100
-    strange = replace(image, segments=(*segments, Segment(8, 99, 1)))
+    strange = replace(image, segments=(*segments, SegmentInfo(8, 99, 1)))
     with pytest.raises(BadInput, match="99"):
         truth_as_panoptic(strange, CATEGORIES)
 
@@ -195,7 +198,7 @@ def test_side_by_side_has_three_panels():
     sheet = side_by_side(photo, bands(), bands())
     assert sheet.width == 3 * 600 + 12
     assert (np.asarray(sheet)[24:424, :600] == photo).all()
-    shown = draw_panoptic(photo, bands(), width=640)
+    shown = draw(photo, bands(), width=640)
     assert (np.asarray(sheet)[24:, 606:1206] == np.asarray(shown)).all()
     assert side_by_side(photo, bands(), bands(), width=200).width == 3 * 200 + 12
 
@@ -209,6 +212,6 @@ def test_real_photographs_and_their_truth():
         result = truth_as_panoptic(image, truth.categories)
         assert len(result.segments) == len(image.segments)
         assert [s.area for s in result.segments] == sorted((s.area for s in image.segments), reverse=True)
-        picture = draw_panoptic(read_image(image.file), result)
+        picture = draw(read_image(image.file), result)
         assert picture.width == image.width
         assert picture.height > image.height

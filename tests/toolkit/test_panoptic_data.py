@@ -12,22 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vitkit.data.coco.read import (
-    MAX_ID,
-    Category,
-    Sample,
-    Segment,
-    check_panoptic,
-    describe_segments,
-    find_splits,
-    measure_segments,
-    read_ids,
-    read_predictions,
-    read_split,
-    write_ids,
-    write_panoptic_set,
-    write_predictions,
-)
+from vitkit.data.coco import Category, SegmentInfo
+from vitkit.data.coco.check import check_panoptic
+from vitkit.data.coco.ids import MAX_ID, describe_segments, measure_segments, read_ids, write_ids
+from vitkit.data.coco.read import find_splits, read_predictions, read_split
+from vitkit.data.coco.write import NewImage, write_panoptic_set, write_predictions
 from vitkit.runtimes.errors import BadInput, BadRequest
 
 COCO = SHARED / "coco-panoptic-100"
@@ -53,7 +42,7 @@ def picture(seed: int) -> tuple[np.ndarray, np.ndarray]:
 def samples(count: int, start: int = 0):
     for i in range(start, start + count):
         pixels, ids = picture(i % 3)
-        yield Sample(i + 40, f"photo{i}.png", pixels, ids, describe_segments(ids, NAMES, {CROWD}))
+        yield NewImage(i + 40, f"photo{i}.png", pixels, ids, describe_segments(ids, NAMES, {CROWD}))
 
 
 @pytest.fixture
@@ -162,7 +151,7 @@ def test_a_set_is_read_as_it_was_written(data):
         assert np.array_equal(np.asarray(Image.open(image.file)), pixels)
         assert image.segments == describe_segments(ids, NAMES, {CROWD})
     crowd = next(segment for segment in found.images[0].segments if segment.crowd)
-    assert crowd == Segment(CROWD, 3, 6, True, (12, 7, 2, 3))
+    assert crowd == SegmentInfo(CROWD, 3, 6, True, (12, 7, 2, 3))
     assert check_panoptic(data) == []
 
 
@@ -362,7 +351,7 @@ def test_photographs_given_as_files_are_linked_not_encoded(tmp_path):
     pixels, ids = picture(0)
     Image.fromarray(pixels).save(tmp_path / "real.jpg")
     (tmp_path / "link.jpg").symlink_to(tmp_path / "real.jpg")
-    sample = Sample("one", "city/one.jpg", tmp_path / "link.jpg", ids, describe_segments(ids, NAMES))
+    sample = NewImage("one", "city/one.jpg", tmp_path / "link.jpg", ids, describe_segments(ids, NAMES))
     data = write_panoptic_set(tmp_path / "set", CATEGORIES, {"val": [sample]})
     (image,) = read_split(data).images
     assert image.mask == data / "annotations" / "panoptic_val" / "city" / "one.png"
@@ -383,7 +372,7 @@ def test_a_set_appears_whole_or_not_at_all(tmp_path):
     _, ids = picture(0)
     with pytest.raises(BadRequest, match=r"cannot write.*a\.jpg"):
         write_panoptic_set(
-            tmp_path / "set", CATEGORIES, {"val": [Sample(1, "a.jpg", tmp_path / "none.jpg", ids, ())]}
+            tmp_path / "set", CATEGORIES, {"val": [NewImage(1, "a.jpg", tmp_path / "none.jpg", ids, ())]}
         )
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
     with pytest.raises(BadInput, match="16777215 in the map"):
@@ -396,7 +385,7 @@ def test_a_set_appears_whole_or_not_at_all(tmp_path):
 def test_predictions_are_read_as_they_were_written(tmp_path):
     _, ids = picture(0)
     segments = describe_segments(ids, NAMES)
-    scored = [Segment(s.id, s.category_id, s.area, box=s.box, score=0.5) for s in segments]
+    scored = [SegmentInfo(s.id, s.category_id, s.area, box=s.box, score=0.5) for s in segments]
     write_predictions(tmp_path / "out.json", [(139, ids, scored), ("a/b", ids, segments)], CATEGORIES)
     assert (tmp_path / "out" / "000000000139.png").is_file()
     found = read_predictions(tmp_path / "out.json")
@@ -414,7 +403,7 @@ def test_sparse_predictions_beside_their_json_are_read(tmp_path):
     (tmp_path / "p.json").write_text(json.dumps({"annotations": [entry]}))
     png, segments = read_predictions(tmp_path / "p.json")[7]
     assert png == tmp_path / "a.png"
-    assert segments == (Segment(1, 3, 0), Segment(2, 99, 1, score=1))
+    assert segments == (SegmentInfo(1, 3, 0), SegmentInfo(2, 99, 1, score=1))
     for change, words in (
         ({"file_name": "b.png"}, r"b\.png is missing"),
         ({"image_id": None}, "'image_id' is None"),

@@ -10,16 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from vitkit.data.coco.read import (
-    Category,
-    Sample,
-    Segment,
-    describe_segments,
-    read_ids,
-    read_split,
-    write_panoptic_set,
-    write_predictions,
-)
+from vitkit.data.coco import Category, SegmentInfo
+from vitkit.data.coco.ids import describe_segments, read_ids
+from vitkit.data.coco.read import read_split
+from vitkit.data.coco.write import NewImage, write_panoptic_set, write_predictions
 from vitkit.evaluate.panoptic_quality import PanopticQuality, Quality, evaluate_predictions
 from vitkit.runtimes.errors import BadInput, BadRequest
 
@@ -31,7 +25,7 @@ CATEGORIES = (
 )
 
 
-def segments(ids, categories: dict[int, int], crowds=()) -> tuple[Segment, ...]:
+def segments(ids, categories: dict[int, int], crowds=()) -> tuple[SegmentInfo, ...]:
     return describe_segments(np.asarray(ids), categories, crowds)
 
 
@@ -208,12 +202,15 @@ def test_nothing_at_all_is_zero():
     ("change", "words"),
     [
         (lambda t, ts, p, ps: (t, ts, p, ps[:1]), r"photo\.png: the prediction has pixels of the ids \[3\]"),
-        (lambda t, ts, p, ps: (t, ts, p, (*ps, Segment(8, 1, 1))), r"prediction lists the segments \[8\]"),
+        (
+            lambda t, ts, p, ps: (t, ts, p, (*ps, SegmentInfo(8, 1, 1))),
+            r"prediction lists the segments \[8\]",
+        ),
         (lambda t, ts, p, ps: (t, ts, p, (*ps, ps[0])), "prediction lists a segment id twice"),
-        (lambda t, ts, p, ps: (t, ts, p, (Segment(0, 1, 1), *ps)), "prediction lists.*not within 1"),
-        (lambda t, ts, p, ps: (t, ts, p, (Segment(1, 5, 1), ps[1])), r"unknown categories: \[5\]"),
+        (lambda t, ts, p, ps: (t, ts, p, (SegmentInfo(0, 1, 1), *ps)), "prediction lists.*not within 1"),
+        (lambda t, ts, p, ps: (t, ts, p, (SegmentInfo(1, 5, 1), ps[1])), r"unknown categories: \[5\]"),
         (lambda t, ts, p, ps: (t, ts[:1], p, ps), r"the truth has pixels of the ids \[3\]"),
-        (lambda t, ts, p, ps: (t, (*ts, Segment(8, 1, 1)), p, ps), r"the truth lists the segments \[8\]"),
+        (lambda t, ts, p, ps: (t, (*ts, SegmentInfo(8, 1, 1)), p, ps), r"the truth lists the segments \[8\]"),
         (lambda t, ts, p, ps: (t, ts, p.T, ps), r"the truth is \(1, 4\), the prediction \(4, 1\)"),
         (lambda t, ts, p, ps: (t, ts, p * 1.0, ps), "of float64"),
         (lambda t, ts, p, ps: (t, ts, p - 9, ps), "id -8 is outside"),
@@ -239,7 +236,7 @@ def test_categories_must_differ():
 def test_predictions_are_evaluated_from_their_files(tmp_path):
     images = [pair([1, 1, 3, 3], [1, 1, 3, 3]), pair([1, 1, 3, 3], [2, 2, 3, 3])]
     photo = np.zeros((1, 4, 3), np.uint8)
-    samples = [Sample(i, f"{i}.png", photo, im[0], im[1]) for i, im in enumerate(images)]
+    samples = [NewImage(i, f"{i}.png", photo, im[0], im[1]) for i, im in enumerate(images)]
     truth = read_split(write_panoptic_set(tmp_path / "set", CATEGORIES, {"val": samples}))
     write_predictions(tmp_path / "p.json", ((i, im[2], im[3]) for i, im in enumerate(images)))
     heard = []

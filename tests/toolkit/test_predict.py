@@ -17,16 +17,12 @@ from typer.testing import CliRunner
 
 from vitkit import BadInput, BadRequest, ImageSpec, MissingBackend, ModelCard, TensorSpec, open_engine
 from vitkit.cli.main import app
-from vitkit.data.coco.read import (
-    Category,
-    Sample,
-    describe_segments,
-    read_ids,
-    read_predictions,
-    read_split,
-    write_panoptic_set,
-)
-from vitkit.evaluate import card_categories, evaluate_panoptic, open_network
+from vitkit.data.coco import Category
+from vitkit.data.coco.ids import describe_segments, read_ids
+from vitkit.data.coco.read import read_predictions, read_split
+from vitkit.data.coco.write import NewImage, write_panoptic_set
+from vitkit.evaluate import open_network
+from vitkit.evaluate.panoptic import card_categories, evaluate
 from vitkit.runtimes.card import read_card, write_card
 
 SIDE = 65
@@ -141,7 +137,7 @@ def data(tmp_path_factory) -> Path:
             photo, slots = scene(i)
             ids = truth_ids(slots)
             segments = describe_segments(ids, {n + 1: category for n, category in enumerate(CATEGORY_OF)})
-            yield Sample(i + 1, f"{i + 1:012}.png", photo, ids, segments)
+            yield NewImage(i + 1, f"{i + 1:012}.png", photo, ids, segments)
 
     return write_panoptic_set(tmp_path_factory.mktemp("data") / "scenes", CATEGORIES, {"val": samples()})
 
@@ -449,7 +445,7 @@ def test_predict_gives_what_evaluate_scores(engine, data, tmp_path):
 def test_every_result_is_heard(engine, data):
     heard, steps = [], []
     network = open_network(engine)
-    report = evaluate_panoptic(
+    report = evaluate(
         network,
         read_split(data),
         progress=lambda done, total: steps.append((done, total)),

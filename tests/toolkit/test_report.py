@@ -20,8 +20,9 @@ from test_bench import report
 from test_cli import vitkit
 
 from vitkit.bench import save
-from vitkit.evaluate import Accuracy, to_json
+from vitkit.evaluate.accuracy import Accuracy
 from vitkit.evaluate.panoptic_quality import Quality, QualityReport
+from vitkit.evaluate.results import to_json
 from vitkit.report import write_report
 from vitkit.report.page import page
 from vitkit.report.plots import Point, Strip, front, strips

@@ -7,7 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from vitkit.cli.main import app
-from vitkit.data.coco.read import check_panoptic, read_split
+from vitkit.data.coco.check import check_panoptic
+from vitkit.data.coco.read import read_split
 from vitkit.data.scenes import CATEGORIES, THINGS, draw_scene, write_scenes
 from vitkit.runtimes.errors import BadRequest
 from vitkit.runtimes.image import read_image

@@ -9,9 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from vitkit.data.coco.read import read_ids, read_split, write_ids
+from vitkit.data.coco.ids import read_ids, write_ids
+from vitkit.data.coco.read import read_split
 from vitkit.data.scenes import CATEGORIES, write_scenes
-from vitkit.evaluate import evaluate_panoptic, open_network
+from vitkit.evaluate import open_network
+from vitkit.evaluate.panoptic import evaluate
 from vitkit.runs import load_run
 from vitkit.runtimes.errors import BadInput, BadRequest
 from vitkit.train import TrainConfig, checkpoint, train
@@ -43,7 +45,7 @@ def test_a_run_tells_its_classes_and_repeats_its_pq(run, data):
     assert loaded.card.labels == tuple(category.name for category in CATEGORIES)
     assert loaded.card.label_ids == tuple(str(category.id) for category in CATEGORIES)
     assert loaded.card.decode["things"] == [i for i, c in enumerate(CATEGORIES) if c.thing]
-    report = evaluate_panoptic(open_network(run), read_split(data))
+    report = evaluate(open_network(run), read_split(data))
     assert loaded.card.provenance["pq"] == pytest.approx(report.all.pq, abs=1e-9)
     rows = json.loads((run / "log.json").read_text())
     assert [row["epoch"] for row in rows] == [1, 2]

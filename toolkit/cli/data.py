@@ -69,7 +69,8 @@ def check(
 
     Exit code 2 where there is one; each stands on a line, with the file it is in.
     """
-    from vitkit.data.coco.read import check_panoptic, find_splits, read_split
+    from vitkit.data.coco.check import check_panoptic
+    from vitkit.data.coco.read import find_splits, read_split
 
     with progress_bar("checking") as progress:
         problems = check_panoptic(folder, progress)

@@ -66,7 +66,8 @@ def evaluate(
 
 
 def _evaluate_classification(network: Network, path: Path, data: Path, json: bool) -> None:
-    from vitkit.evaluate import evaluate, to_json
+    from vitkit.evaluate.accuracy import evaluate
+    from vitkit.evaluate.results import to_json
 
     with progress_bar("classifying") as progress:
         accuracy = evaluate(network, data, progress)
@@ -88,14 +89,16 @@ def _evaluate_panoptic(
     save: Path | None,
     json: bool,
 ) -> None:
-    from vitkit.data.coco.read import check_predictions_path, read_split
-    from vitkit.evaluate import evaluate_panoptic, to_json
+    from vitkit.data.coco.read import read_split
+    from vitkit.data.coco.write import check_predictions_path
+    from vitkit.evaluate.panoptic import evaluate
+    from vitkit.evaluate.results import to_json
 
     if save is not None:
         check_predictions_path(save)
     truth = read_split(data, split)
     with progress_bar("segmenting") as progress:
-        report = evaluate_panoptic(network, truth, fast=fast, progress=progress, save=save)
+        report = evaluate(network, truth, fast=fast, progress=progress, save=save)
     if json:
         print_json(to_json(path, network.card, str(truth.source), report, fast=fast))
     else:

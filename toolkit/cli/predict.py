@@ -77,7 +77,7 @@ def _check_images(images: list[Path], every: int) -> None:
 
 
 def _classify(engine: Engine, images: list[Path], out: Path | None, json: bool) -> None:
-    from vitkit.pictures.draw import draw_classification
+    from vitkit.pictures.classification import draw
     from vitkit.pictures.video import is_video
     from vitkit.runtimes.errors import BadRequest
 
@@ -92,7 +92,7 @@ def _classify(engine: Engine, images: list[Path], out: Path | None, json: bool) 
     results = engine(photos)
     if out is not None:
         for name, photo, result in zip(names, photos, results, strict=True):
-            _save(draw_classification(photo, result), out / name)
+            _save(draw(photo, result), out / name)
         say(f"{len(names)} pictures in {out}")
     if json:
         rows = [
@@ -170,8 +170,8 @@ def _write(
     note: Callable[[_Found], None],
 ) -> None:
     """Leave overlays and predictions in a folder; `note` hears every result."""
-    from vitkit.data.coco.read import check_predictions_path, write_predictions
-    from vitkit.evaluate import card_categories, coco_segments
+    from vitkit.data.coco.write import check_predictions_path, write_predictions
+    from vitkit.evaluate.panoptic import card_categories, coco_segments
     from vitkit.pictures.video import is_video
 
     named = zip(images, names, strict=True)
@@ -229,9 +229,9 @@ def _read(path: Path) -> NDArray[np.uint8]:
 
 
 def _overlay(photo: NDArray[np.uint8], result: Panoptic, lines: int | None = None) -> Image.Image:
-    from vitkit.pictures.draw import draw_panoptic
+    from vitkit.pictures.panoptic import draw
 
-    return draw_panoptic(photo, result, lines=lines)
+    return draw(photo, result, lines=lines)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Cityscapes and ADE20K, as they are downloaded, into COCO's panoptic layout (see `vitkit.data.coco.read`).
+"""Cityscapes and ADE20K, as they are downloaded, into COCO's panoptic layout (see `vitkit.data.coco`).
 
 Photographs are linked, not encoded again.
 
@@ -25,14 +25,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitkit.data.coco.read import (
-    Category,
-    Sample,
-    check_new_folder,
-    default_colour,
-    describe_segments,
-    write_panoptic_set,
-)
+from vitkit.data.coco import Category, default_colour
+from vitkit.data.coco.ids import describe_segments
+from vitkit.data.coco.write import NewImage, check_new_folder, write_panoptic_set
 from vitkit.runtimes.errors import BadInput
 from vitkit.runtimes.image import find_images
 
@@ -95,7 +90,7 @@ def _cityscapes_pairs(source: Path, split: str) -> list[Pair]:
     return pairs
 
 
-def _cityscapes_sample(photo: Path, truth: Path) -> Sample:
+def _cityscapes_sample(photo: Path, truth: Path) -> NewImage:
     values = _read_pixels(truth, channels=1)
     classes = {category.id: category for category in CITYSCAPES}
     categories: dict[int, int] = {}
@@ -108,7 +103,7 @@ def _cityscapes_sample(photo: Path, truth: Path) -> Sample:
                 crowds.add(value)
     ids = np.where(np.isin(values, list(categories)), values, 0)
     name = photo.name.removesuffix("_leftImg8bit.png")
-    return Sample(name, photo.name, photo, ids, describe_segments(ids, categories, crowds))
+    return NewImage(name, photo.name, photo, ids, describe_segments(ids, categories, crowds))
 
 
 def convert_ade20k(source: Path, out: Path, progress: Progress = lambda done, total: None) -> Path:
@@ -128,7 +123,7 @@ def convert_ade20k(source: Path, out: Path, progress: Progress = lambda done, to
         "images/, annotations/ and annotations_instance/, each with training/ and validation/",
     )
 
-    def convert(photo: Path, truth: Path) -> Sample:
+    def convert(photo: Path, truth: Path) -> NewImage:
         return _ade20k_sample(photo, truth, things, categories)
 
     return write_panoptic_set(out, categories, _converted(pairs, convert, progress))
@@ -152,7 +147,7 @@ def _instances(truth: Path) -> Path:
 
 def _ade20k_sample(
     photo: Path, truth: Path, things: Mapping[int, int], categories: Sequence[Category]
-) -> Sample:
+) -> NewImage:
     classes = _read_pixels(truth, channels=1)
     instances = _read_pixels(_instances(truth), channels=3)
     if instances.shape[:2] != classes.shape:
@@ -170,7 +165,7 @@ def _ade20k_sample(
         if thing not in things:
             raise BadInput(f"{_instances(truth)} holds the class {thing}, which categoryMapping.txt lacks")
         names[value] = things[thing]
-    return Sample(photo.stem, photo.name, photo, ids, describe_segments(ids, names))
+    return NewImage(photo.stem, photo.name, photo, ids, describe_segments(ids, names))
 
 
 def _ade20k_things(path: Path) -> dict[int, int]:
@@ -222,12 +217,12 @@ def _check_found(pairs: Mapping[str, list[Pair]], source: Path, wanted: str) -> 
 
 
 def _converted(
-    pairs: Mapping[str, list[Pair]], convert: Callable[[Path, Path], Sample], progress: Progress
-) -> dict[str, Iterator[Sample]]:
+    pairs: Mapping[str, list[Pair]], convert: Callable[[Path, Path], NewImage], progress: Progress
+) -> dict[str, Iterator[NewImage]]:
     total = sum(map(len, pairs.values()))
     done = 0
 
-    def samples(split: str) -> Iterator[Sample]:
+    def samples(split: str) -> Iterator[NewImage]:
         nonlocal done
         for photo, truth in pairs[split]:
             sample = convert(photo, truth)
@@ -239,7 +234,7 @@ def _converted(
     return {split: samples(split) for split, found in pairs.items() if found}
 
 
-def _check_size(photo: Path, sample: Sample) -> None:
+def _check_size(photo: Path, sample: NewImage) -> None:
     import PIL.Image
 
     try:

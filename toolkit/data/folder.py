@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from unicodedata import normalize
 
 from vitkit.runtimes.errors import BadInput
 from vitkit.runtimes.image import SUFFIXES, find_images
@@ -18,7 +19,8 @@ _SHOWN = 8
 def labelled_images(folder: Path) -> list[Labelled]:
     """All images below `folder` with their class, the first folder on the way to them; sorted by path.
 
-    Raises BadInput where the folder is missing, holds no image, or holds images outside class folders.
+    The name of a class is in Unicode's normal form NFC, whatever form its folder has. Raises BadInput if the
+    folder is missing, holds no image, or holds images outside class folders, and for two folders of one name.
     """
     paths = find_images(folder)
     if not paths:
@@ -28,7 +30,18 @@ def labelled_images(folder: Path) -> list[Labelled]:
             f"{len(loose)} images lie directly in {folder}, {loose[0].name} first: "
             f"their class is unknown; move them into {folder}/CLASS/"
         )
-    return [(path, path.relative_to(folder).parts[0]) for path in paths]
+    items = []
+    folders: dict[str, str] = {}
+    for path in paths:
+        name = path.relative_to(folder).parts[0]
+        label = normalize("NFC", name)
+        if folders.setdefault(label, name) != name:
+            raise BadInput(
+                f"{folder} has two folders named {label!r}, in different normal forms of Unicode; move the "
+                "images of both into one folder"
+            )
+        items.append((path, label))
+    return items
 
 
 def class_names(items: Iterable[Labelled]) -> tuple[str, ...]:
@@ -72,8 +85,8 @@ def find_splits(data: Path) -> Splits:
 
 
 def _check_full(folder: Path, classes: Sequence[str]) -> None:
-    names = {path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
-    if empty := sorted(names - set(classes)):
+    names = [path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    if empty := sorted(name for name in names if normalize("NFC", name) not in classes):
         more = f" and {len(empty) - _SHOWN} more" if len(empty) > _SHOWN else ""
         raise BadInput(
             f"class folders in {folder} hold no image ({' '.join(sorted(SUFFIXES))}; links to "

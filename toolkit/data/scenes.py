@@ -17,14 +17,9 @@ import PIL.ImageDraw
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from vitkit.data.coco.read import (
-    Category,
-    Sample,
-    Segment,
-    check_new_folder,
-    describe_segments,
-    write_panoptic_set,
-)
+from vitkit.data.coco import Category, SegmentInfo
+from vitkit.data.coco.ids import describe_segments
+from vitkit.data.coco.write import NewImage, check_new_folder, write_panoptic_set
 from vitkit.data.shapes import OUTLINES, place_outline
 from vitkit.runtimes.errors import BadRequest
 
@@ -185,7 +180,9 @@ def _segment_id(category: Category, number: int) -> int:
     return red + number + 256 * green + 65536 * blue
 
 
-def draw_scene(rng: Generator, size: int) -> tuple[NDArray[np.uint8], NDArray[np.int32], tuple[Segment, ...]]:
+def draw_scene(
+    rng: Generator, size: int
+) -> tuple[NDArray[np.uint8], NDArray[np.int32], tuple[SegmentInfo, ...]]:
     """One image: (size, size, 3) RGB uint8, (size, size) segment ids, and the segments.
 
     All that varies comes from `rng`. Segments of which next to nothing is visible are void.
@@ -228,7 +225,7 @@ def write_scenes(
     seed: int = 0,
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Path:
-    """Draw the splits train and val in COCO's panoptic layout (see `vitkit.data.coco.read`); returns `out`.
+    """Draw the splits train and val in COCO's panoptic layout (see `vitkit.data.coco`); returns `out`.
 
     `train` and `val` count images, `size` is their side in pixels; `progress` hears (images done, images
     in all). The folder appears whole or not at all. The same seed writes the same bytes. Raises BadRequest
@@ -245,12 +242,12 @@ def write_scenes(
     check_new_folder(out)
     done = 0
 
-    def samples(split: str, count: int) -> Iterator[Sample]:
+    def samples(split: str, count: int) -> Iterator[NewImage]:
         nonlocal done
         for index in range(count):
             rng = np.random.default_rng([seed, _SPLITS.index(split), index])
             pixels, ids, segments = draw_scene(rng, size)
-            yield Sample(index, f"{index:06d}.png", pixels, ids, segments)
+            yield NewImage(index, f"{index:06d}.png", pixels, ids, segments)
             done += 1
             progress(done, train + val)
 

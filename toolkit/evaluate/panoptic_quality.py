@@ -29,15 +29,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitkit.data.coco.read import (
-    MAX_ID,
-    Category,
-    PanopticSet,
-    Segment,
-    check_ids,
-    read_ids,
-    read_predictions,
-)
+from vitkit.data.coco import Category, PanopticSet, SegmentInfo
+from vitkit.data.coco.ids import MAX_ID, check_ids, read_ids
+from vitkit.data.coco.read import read_predictions
 from vitkit.runtimes.errors import BadInput, BadRequest
 
 Counts = NDArray[np.int64]
@@ -101,9 +95,9 @@ class PanopticQuality:
     def add(
         self,
         truth_ids: NDArray[np.integer[Any]],
-        truth: Sequence[Segment],
+        truth: Sequence[SegmentInfo],
         ids: NDArray[np.integer[Any]],
-        segments: Sequence[Segment],
+        segments: Sequence[SegmentInfo],
         name: str = "",
     ) -> None:
         """Count one image: (H, W) ids and segments of the truth, then of the prediction.
@@ -126,7 +120,7 @@ class PanopticQuality:
         self._images += 1
 
     def _index(
-        self, ids: NDArray[np.integer[Any]], segments: Sequence[Segment], what: str
+        self, ids: NDArray[np.integer[Any]], segments: Sequence[SegmentInfo], what: str
     ) -> tuple[Counts, Counts]:
         """Ids -> positions in `segments` plus one, 0 for void; and the category number of every segment."""
         check_ids(ids, what)

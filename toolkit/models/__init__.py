@@ -222,7 +222,7 @@ def _panoptic_card(config: ReMaXConfig, labels: Labels) -> dict[str, Any]:
 
 
 def _coco_labels() -> Labels:
-    from vitkit.data.coco.ids import IDS, NAMES, THINGS
+    from vitkit.data.coco.categories import IDS, NAMES, THINGS
 
     return Labels(NAMES, tuple(map(str, IDS)), tuple(i < THINGS for i in range(len(NAMES))))
 

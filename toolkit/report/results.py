@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vitkit import evaluate
 from vitkit.bench import BenchReport, from_body
+from vitkit.evaluate.results import FORMAT
 from vitkit.runtimes.errors import BadInput, BadRequest
 
 # The standard normal's quantile for an interval of 95 %.
@@ -106,8 +106,8 @@ def _evaluation(body: dict[str, Any], path: Path) -> Evaluation:
             f"{path} was written by an earlier vitkit and does not tell which artifact it is of; write it "
             f"again with: vitkit evaluate {body['network']} --data DATA --json > {path}"
         )
-    if body.get("format") != evaluate.FORMAT:
-        raise BadInput(f"{path} has format {body.get('format')!r}; this vitkit reads {evaluate.FORMAT}")
+    if body.get("format") != FORMAT:
+        raise BadInput(f"{path} has format {body.get('format')!r}; this vitkit reads {FORMAT}")
     try:
         return _checked(body)
     except (ValueError, KeyError, TypeError) as error:

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Generator, Tensor, nn
 
-from vitkit.data.coco.read import PanopticImage, PanopticSet, find_splits, read_ids, read_split
+from vitkit.data.coco import PanopticImage, PanopticSet
+from vitkit.data.coco.ids import read_ids
+from vitkit.data.coco.read import find_splits, read_split
 from vitkit.data.folder import listing_sha256
 from vitkit.data.tars import has_index
 from vitkit.models import Labels, configure, run_card
@@ -154,12 +156,13 @@ class PanopticTask:
 
     def measure(self, network: nn.Module, shard: Shard) -> dict[str, float]:
         """PQ in per cent, and its parts, on the validation images at their own size."""
-        from vitkit.evaluate import Network, evaluate_panoptic
+        from vitkit.evaluate import Network
+        from vitkit.evaluate.panoptic import evaluate
         from vitkit.exporters.source import Source
 
         source = Source(network, self.card)  # type: ignore[arg-type]
         part = replace(self.val, images=tuple(shard.of(self.val.images)))
-        report = evaluate_panoptic(
+        report = evaluate(
             Network(self.card, source.predict, lambda: None),
             part,
             merge=lambda counts: shard.add(torch.from_numpy(counts)).cpu().numpy(),

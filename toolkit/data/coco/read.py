@@ -1,216 +1,29 @@
-"""COCO's panoptic format, the one layout of panoptic data on disk: reading, writing and checking it.
-
-    DIR/annotations/panoptic_<split>.json    categories, images, and the segments of every image
-    DIR/annotations/panoptic_<split>/*.png   segment ids as colours: id = R + 256 G + 65536 B, 0 is void
-    DIR/<split>/*                            the photographs
-
-The panoptic_<split>.json files with their PNG folders may also lie directly in DIR; the photographs may then
-be in DIR/input_images. The format: https://cocodataset.org/#format-data, "Panoptic Segmentation".
-"""
+"""Reading COCO's panoptic format: one split with its truth, or predictions."""
 
 from __future__ import annotations
 
-import colorsys
 import json
-import os
-import shutil
-import tempfile
-import urllib.parse
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
-import numpy as np
-from numpy.typing import NDArray
+from vitkit.data.coco import (
+    NO_BOX,
+    Box,
+    Category,
+    PanopticImage,
+    PanopticSet,
+    SegmentInfo,
+    default_colour,
+)
+from vitkit.data.coco.ids import MAX_ID
+from vitkit.runtimes.errors import BadInput
 
-from vitkit.runtimes.errors import BadInput, BadRequest
-from vitkit.runtimes.files import atomic_folder, check_writable, write_text
-from vitkit.runtimes.image import find_images, read_image
-
-Ids = NDArray[np.int32]
-Box = tuple[int, int, int, int]
 Complain = Callable[[Path, str], None]
-Progress = Callable[[int, int], object]
-
-# Three bytes of a pixel.
-MAX_ID = 2**24 - 1
-NO_BOX: Box = (0, 0, 0, 0)
 _LAYOUT = (
     "wanted are DIR/annotations/panoptic_<split>.json with its PNGs in DIR/annotations/panoptic_<split>/ "
-    "and the photographs in DIR/<split>/"
+    "and the images in DIR/<split>/"
 )
-
-
-@dataclass(frozen=True)
-class Category:
-    """A class of segments: a kind of thing, whose instances count, or of stuff. `colour` is RGB, 0..255."""
-
-    id: int
-    name: str
-    thing: bool
-    colour: tuple[int, int, int]
-
-
-@dataclass(frozen=True)
-class Segment:
-    """One segment of an image; `id` is its value in the PNG (1..2^24 - 1).
-
-    `area` is in pixels, `box` (x, y, width, height); both are 0 where a prediction's JSON leaves them out.
-    A `crowd` is a region of instances that nobody told apart. `score` belongs to predictions.
-    """
-
-    id: int
-    category_id: int
-    area: int
-    crowd: bool = False
-    box: Box = NO_BOX
-    score: float | None = None
-
-
-@dataclass(frozen=True)
-class PanopticImage:
-    """A photograph `file`, the PNG of its segment ids `mask`, their size in pixels, and the segments."""
-
-    image_id: int | str
-    file: Path
-    mask: Path
-    height: int
-    width: int
-    segments: tuple[Segment, ...]
-
-
-@dataclass(frozen=True)
-class PanopticSet:
-    """One split: categories by id, images by file name, and the JSON it was read from."""
-
-    categories: tuple[Category, ...]
-    images: tuple[PanopticImage, ...]
-    source: Path
-
-
-@dataclass(frozen=True)
-class Sample:
-    """An image to be written: `photo` is a file, which is linked, or (H, W, 3) uint8 RGB, saved as PNG.
-
-    `file_name` is the photograph's name in the split's folder; `ids` is (H, W).
-    """
-
-    image_id: int | str
-    file_name: str
-    photo: Path | NDArray[np.uint8]
-    ids: NDArray[np.integer[Any]]
-    segments: tuple[Segment, ...]
-
-
-class Problem(NamedTuple):
-    """Something wrong with a data set, and the file in which it is."""
-
-    file: Path
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.file}: {self.message}"
-
-
-# --- segment ids ---------------------------------------------------------------------------------------
-
-
-def read_ids(path: Path) -> Ids:
-    """The segment ids of a PNG, (H, W) int32: R + 256 G + 65536 B. Alpha and EXIF tags are ignored.
-
-    Raises BadInput where the file cannot be read, or is not RGB(A) with 8 bits a channel.
-    """
-    import PIL.Image
-
-    try:
-        with PIL.Image.open(path) as image:
-            # Pillow calls 16-bit colour plain RGB; the decoder's raw mode tells.
-            if image.mode not in ("RGB", "RGBA") or any(";16" in str(tile[3]) for tile in image.tile):
-                raise BadInput(
-                    f"{path} is no image of segment ids: it must be RGB with 8 bits a channel, "
-                    f"its mode is {image.mode} ({image.format})"
-                )
-            pixels = np.asarray(image)
-    except BadInput:
-        raise
-    # Pillow's decoders raise many types on hostile bytes (SyntaxError, struct.error, ValueError, ...).
-    except Exception as error:
-        raise BadInput(f"{path} cannot be read as an image: {error}") from None
-    padded = np.zeros((*pixels.shape[:2], 4), np.uint8)
-    padded[..., :3] = pixels[..., :3]
-    return padded.view("<i4")[..., 0].astype(np.int32)
-
-
-def write_ids(path: Path, ids: NDArray[np.integer[Any]]) -> None:
-    """Write (H, W) segment ids as a PNG, whole or not at all.
-
-    Raises BadInput where `ids` is not a two-dimensional array of 0..2^24 - 1, BadRequest where the file
-    cannot be written.
-    """
-    import PIL.Image
-
-    check_ids(ids, f"the ids for {path}")
-    pixels = np.ascontiguousarray(ids, "<i4").view(np.uint8).reshape(*ids.shape, 4)[..., :3]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        PIL.Image.fromarray(np.ascontiguousarray(pixels)).save(temporary, format="PNG")
-        temporary.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise BadRequest(f"cannot write {path}: {error}") from None
-
-
-def check_ids(ids: NDArray[np.integer[Any]], what: str) -> None:
-    """Raises BadInput where `ids` is not a filled (H, W) array of whole numbers from 0 to 2^24 - 1."""
-    if ids.ndim != 2 or ids.size == 0 or not np.issubdtype(ids.dtype, np.integer):
-        raise BadInput(f"{what}: shape {ids.shape} of {ids.dtype}; wanted are whole numbers, (height, width)")
-    low, high = int(ids.min()), int(ids.max())
-    if low < 0 or high > MAX_ID:
-        raise BadInput(f"{what}: id {low if low < 0 else high} is outside 0 to {MAX_ID}, what a PNG holds")
-
-
-def measure_segments(ids: NDArray[np.integer[Any]]) -> dict[int, tuple[int, Box]]:
-    """Id -> (pixels, box as (x, y, width, height)) of everything in (H, W) `ids` but void."""
-    height, width = ids.shape
-    found = np.unique(ids)
-    # Untouched pages of such a table cost nothing; sorting every pixel would.
-    table = np.zeros(int(found[-1]) + 1, np.int32)
-    table[found] = np.arange(len(found))
-    index = table[ids]
-    by_row, by_column = index.ravel(), index.T.ravel()
-    rows, columns = np.repeat(np.arange(height), width), np.repeat(np.arange(width), height)
-    areas = np.bincount(by_row, minlength=len(found))
-    # Of several writes to one place the last one stays: the lowest row, and backwards the highest.
-    top, bottom, left, right = np.empty((4, len(found)), np.int64)
-    top[by_row[::-1]], bottom[by_row] = rows[::-1], rows
-    left[by_column[::-1]], right[by_column] = columns[::-1], columns
-    boxes = np.stack([left, top, right - left + 1, bottom - top + 1], axis=1).tolist()
-    measured = zip(found.tolist(), areas.tolist(), boxes, strict=True)
-    return {number: (area, (x, y, w, h)) for number, area, (x, y, w, h) in measured if number}
-
-
-def describe_segments(
-    ids: NDArray[np.integer[Any]], categories: Mapping[int, int], crowds: Collection[int] = ()
-) -> tuple[Segment, ...]:
-    """The segments in (H, W) `ids`, measured, by id; `categories` maps ids to category ids.
-
-    Raises BadInput where an id of the map has no category.
-    """
-    measured = measure_segments(ids)
-    if unknown := sorted(measured.keys() - categories.keys()):
-        raise BadInput(f"{_some(unknown)} in the map of segments: no category was given")
-    return tuple(
-        Segment(number, categories[number], area, number in crowds, box)
-        for number, (area, box) in measured.items()
-    )
-
-
-# --- reading -------------------------------------------------------------------------------------------
 
 
 def find_splits(data: Path) -> dict[str, Path]:
@@ -239,12 +52,12 @@ def read_split(data: Path, split: str | None = None) -> PanopticSet:
         (split,) = names
     if split not in splits:
         raise BadInput(f"{data} has no split {split!r}; it has {', '.join(splits)}")
-    found = _Reader(data, split, splits[split], _refuse).read()
+    found = SplitReader(data, split, splits[split], _refuse).read()
     assert found is not None, "a reader that refuses does not return nothing"
     return found
 
 
-def read_predictions(json: Path) -> dict[int | str, tuple[Path, tuple[Segment, ...]]]:
+def read_predictions(json: Path) -> dict[int | str, tuple[Path, tuple[SegmentInfo, ...]]]:
     """Predictions in COCO's format: image id -> (PNG, segments).
 
     The PNGs lie in the folder named as the JSON without its suffix, or beside the JSON. Area, box, crowd
@@ -253,7 +66,7 @@ def read_predictions(json: Path) -> dict[int | str, tuple[Path, tuple[Segment, .
     reader = _Json(json, _refuse)
     body = reader.body() or {}
     folder = json.with_suffix("") if json.with_suffix("").is_dir() else json.parent
-    found: dict[int | str, tuple[Path, tuple[Segment, ...]]] = {}
+    found: dict[int | str, tuple[Path, tuple[SegmentInfo, ...]]] = {}
     for where, entry in reader.entries(body, "annotations"):
         number, name = reader.image_id(where, entry, "image_id"), reader.file_name(where, entry)
         segments = reader.segments(where, entry, None)
@@ -261,7 +74,7 @@ def read_predictions(json: Path) -> dict[int | str, tuple[Path, tuple[Segment, .
             continue
         if number in found:
             reader.wrong(f"{where}: the image id {number!r} occurs twice")
-        if not _is_file(folder / name):
+        if not is_file(folder / name):
             raise BadInput(f"{folder / name} is missing; {where} of {json} names it")
         found[number] = (folder / name, segments)
     return found
@@ -366,9 +179,9 @@ class _Json:
 
     def segments(
         self, where: str, entry: dict[str, Any], known: Collection[int] | None
-    ) -> tuple[Segment, ...]:
+    ) -> tuple[SegmentInfo, ...]:
         """The segments of an annotation; with `known` category ids it is the truth, and must be complete."""
-        found: dict[int, Segment] = {}
+        found: dict[int, SegmentInfo] = {}
         for place, item in self.entries(entry, "segments_info", f"{where}."):
             number = self.whole(place, item, "id", 1, MAX_ID)
             category = self.whole(place, item, "category_id", 0, 2**31 - 1)
@@ -381,7 +194,7 @@ class _Json:
                     self.wrong(f"{place}: 'category_id' is {category}, which is not among the categories")
                 # -1 stands for an unusable category, which has been complained of.
                 category = -1 if category is None else category
-                found[number] = Segment(number, category, area, crowd, box, self._score(place, item))
+                found[number] = SegmentInfo(number, category, area, crowd, box, self._score(place, item))
         return tuple(found.values())
 
     def _extent(self, where: str, entry: dict[str, Any], required: bool) -> tuple[int, Box]:
@@ -408,7 +221,7 @@ class _Json:
         return None
 
 
-class _Reader(_Json):
+class SplitReader(_Json):
     """Reads one split; afterwards `photo_names` and `mask_names` hold every file that its JSON names."""
 
     def __init__(self, data: Path, split: str, source: Path, complain: Complain) -> None:
@@ -420,6 +233,7 @@ class _Reader(_Json):
         self.mask_names: set[str] = set()
 
     def read(self) -> PanopticSet | None:
+        """The split; None if its JSON cannot be read, after a complaint."""
         body = self.body()
         if body is None:
             return None
@@ -498,7 +312,7 @@ class _Reader(_Json):
 
     def _check_files(self, image: PanopticImage, where: str) -> None:
         for folder, path in ((self.photos, image.file), (self.masks, image.mask)):
-            if folder.is_dir() and not _is_file(path):
+            if folder.is_dir() and not is_file(path):
                 self.complain(path, f"the file is missing; {where} of {self.source} needs it")
 
 
@@ -525,289 +339,9 @@ def _shown(entry: dict[str, Any], key: str) -> str:
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 
-def _some(items: Sequence[object]) -> str:
-    more = f" and {len(items) - 5} more" if len(items) > 5 else ""
-    return ", ".join(map(str, items[:5])) + more
-
-
-def _is_file(path: Path) -> bool:
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; a name that the file system cannot hold is none."""
     try:
         return path.is_file()
     except OSError:
         return False
-
-
-def default_colour(number: int) -> tuple[int, int, int]:
-    """An RGB colour for a category without one, the same for the same id."""
-    # Steps of the golden ratio: neighbours in number are far apart in hue.
-    hue, value = (number * 0.6180339887) % 1, 0.55 + 0.45 * ((number * 0.7548776662) % 1)
-    red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.75, value))
-    return red, green, blue
-
-
-# --- writing -------------------------------------------------------------------------------------------
-
-
-def write_panoptic_set(
-    out: Path, categories: Sequence[Category], splits: Mapping[str, Iterable[Sample]]
-) -> Path:
-    """Write samples, split by split as they come, in the layout of this module; returns `out`.
-
-    The folder appears whole or not at all. A photograph given as a file is hard-linked, or copied where
-    that cannot be. Raises BadRequest for an `out` that holds anything already or cannot be written, and
-    BadInput for two samples of one name or ids that a PNG cannot hold.
-    """
-    check_new_folder(out)
-    with atomic_folder(out) as folder:
-        for split, samples in splits.items():
-            _write_split(folder, split, categories, samples)
-    return out
-
-
-def check_new_folder(out: Path) -> None:
-    """Raises BadRequest where `out` cannot be written, is a file, or is a folder that holds anything."""
-    check_writable(out)
-    if out.exists() and not out.is_dir():
-        raise BadRequest(f"the output {out} is a file; name a folder")
-    if out.is_dir() and any(out.iterdir()):
-        raise BadRequest(
-            f"the output folder {out} is not empty; name a new folder, or remove it: rm -r {out}"
-        )
-
-
-def _write_split(folder: Path, split: str, categories: Sequence[Category], samples: Iterable[Sample]) -> None:
-    source = folder / "annotations" / f"panoptic_{split}.json"
-    source.with_suffix("").mkdir(parents=True)
-    (folder / split).mkdir()
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    written: set[Path] = set()
-    for sample in samples:
-        photo = folder / split / sample.file_name
-        mask = (source.with_suffix("") / sample.file_name).with_suffix(".png")
-        if mask in written:
-            raise BadInput(f"two images of the split {split} have the name {sample.file_name!r}")
-        written.add(mask)
-        write_ids(mask, sample.ids)
-        _write_photo(photo, sample.photo)
-        height, width = sample.ids.shape
-        images.append(
-            {"id": sample.image_id, "file_name": sample.file_name, "height": height, "width": width}
-        )
-        annotations.append(
-            {
-                "image_id": sample.image_id,
-                "file_name": mask.relative_to(source.with_suffix("")).as_posix(),
-                "segments_info": [_segment_json(segment) for segment in sample.segments],
-            }
-        )
-    body = {
-        "images": images,
-        "annotations": annotations,
-        "categories": [_category_json(c) for c in categories],
-    }
-    write_text(source, json.dumps(body, ensure_ascii=False))
-
-
-def _write_photo(path: Path, photo: Path | NDArray[np.uint8]) -> None:
-    import PIL.Image
-
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(photo, Path):
-            _link(photo, path)
-        else:
-            # Lightest compression: noise does not compress, and drawing should not wait for zlib.
-            PIL.Image.fromarray(photo).save(path, compress_level=1)
-    except OSError as error:
-        raise BadRequest(f"cannot write {path}: {error}") from None
-
-
-def _link(photo: Path, path: Path) -> None:
-    try:
-        # Resolved: a link to a symbolic link would break when that moves.
-        os.link(photo.resolve(), path)
-    except OSError:
-        shutil.copyfile(photo, path)
-
-
-def _segment_json(segment: Segment) -> dict[str, Any]:
-    body = {
-        "id": segment.id,
-        "category_id": segment.category_id,
-        "area": segment.area,
-        "bbox": list(segment.box),
-        "iscrowd": int(segment.crowd),
-    }
-    return body if segment.score is None else {**body, "score": segment.score}
-
-
-def _category_json(category: Category) -> dict[str, Any]:
-    return {
-        "id": category.id,
-        "name": category.name,
-        "isthing": int(category.thing),
-        "color": list(category.colour),
-    }
-
-
-def write_predictions(
-    json: Path,
-    predictions: Iterable[tuple[int | str, NDArray[np.integer[Any]], Sequence[Segment]]],
-    categories: Sequence[Category] = (),
-) -> None:
-    """Write (image id, (H, W) segment ids, segments) in COCO's format, whole or not at all.
-
-    `json` is a file `NAME.json`; the PNGs go into the folder `NAME` beside it, under COCO's names (twelve
-    digits) or the image's id where that is a text. Raises BadRequest where either exists already or cannot
-    be written, BadInput for an image id that occurs twice or ids that a PNG cannot hold.
-    """
-    check_predictions_path(json)
-    folder = json.with_suffix("")
-    json.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=json.parent))
-    try:
-        (work / "new").mkdir()
-        annotations = _write_annotations(work / "new", predictions)
-        body: dict[str, Any] = {"annotations": annotations}
-        if categories:
-            body["categories"] = [_category_json(category) for category in categories]
-        _finish(work / "new", folder, json, body)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def check_predictions_path(json: Path) -> None:
-    """Refuse, before any work, a name for predictions that cannot be used; raises BadRequest."""
-    if json.suffix != ".json":
-        raise BadRequest(
-            f"the predictions {json} must be named *.json; their PNGs go into a folder beside it"
-        )
-    for path in (json, json.with_suffix("")):
-        if path.exists():
-            raise BadRequest(f"{path} exists already; name another file, or remove it: rm -r {path}")
-    check_writable(json)
-
-
-def _write_annotations(
-    folder: Path, predictions: Iterable[tuple[int | str, NDArray[np.integer[Any]], Sequence[Segment]]]
-) -> list[dict[str, Any]]:
-    annotations: list[dict[str, Any]] = []
-    seen: set[int | str] = set()
-    for number, ids, segments in predictions:
-        if number in seen:
-            raise BadInput(f"there are two predictions for the image {number!r}")
-        seen.add(number)
-        name = (
-            f"{number:012d}.png" if isinstance(number, int) else f"{urllib.parse.quote(number, safe='')}.png"
-        )
-        write_ids(folder / name, ids)
-        infos = [_segment_json(segment) for segment in segments]
-        annotations.append({"image_id": number, "file_name": name, "segments_info": infos})
-    return annotations
-
-
-def _finish(new: Path, folder: Path, file: Path, body: dict[str, Any]) -> None:
-    try:
-        new.replace(folder)
-    except OSError as error:
-        raise BadRequest(f"cannot write {folder}: {error.strerror}") from None
-    try:
-        # Last: where the JSON is, everything is.
-        write_text(file, json.dumps(body, ensure_ascii=False))
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-# --- checking ------------------------------------------------------------------------------------------
-
-
-def check_panoptic(data: Path, progress: Progress = lambda done, total: None) -> list[Problem]:
-    """Every inconsistency in a data set: of the JSON files, the PNGs, the photographs, and between them.
-
-    `progress` hears (images done, images in all). Raises BadInput only where `data` holds no panoptic set.
-    """
-    problems: list[Problem] = []
-
-    def note(file: Path, message: str) -> None:
-        problems.append(Problem(file, message))
-
-    readers = [_Reader(data, split, source, note) for split, source in find_splits(data).items()]
-    sets = [(reader, found) for reader in readers if (found := reader.read()) is not None]
-    total = sum(len(found.images) for _, found in sets)
-    done = 0
-    for reader, found in sets:
-        if _names(found) != _names(sets[0][1]):
-            note(found.source, f"its categories differ from those of {sets[0][1].source}")
-        _check_strangers(reader, note)
-        stuff = {category.id: category.name for category in found.categories if not category.thing}
-        for image in found.images:
-            _check_image(image, stuff, note)
-            done += 1
-            progress(done, total)
-    return problems
-
-
-def _names(found: PanopticSet) -> list[tuple[int, str, bool]]:
-    return [(category.id, category.name, category.thing) for category in found.categories]
-
-
-def _check_strangers(reader: _Reader, note: Complain) -> None:
-    named: tuple[tuple[Path, Collection[str], str], ...] = (
-        (reader.photos, reader.photo_names, "an image"),
-        (reader.masks, reader.mask_names, "a mask"),
-    )
-    for folder, names, what in named:
-        for path in find_images(folder) if folder.is_dir() else []:
-            if path.relative_to(folder).as_posix() not in names:
-                note(path, f"{reader.source} does not name it as {what}")
-
-
-def _check_image(image: PanopticImage, stuff: Mapping[int, str], note: Complain) -> None:
-    wanted = (image.height, image.width)
-    photo = _read(read_image, image.file, note)
-    if photo is not None and photo.shape[:2] != wanted:
-        note(image.file, f"the image is {_size(photo.shape)}, its annotation says {_size(wanted)}")
-    counts = Counter(segment.category_id for segment in image.segments if not segment.crowd)
-    for category, count in counts.items():
-        if count > 1 and category in stuff:
-            note(image.mask, f"{count} segments are {stuff[category]}; stuff is one segment in an image")
-    ids = _read(read_ids, image.mask, note)
-    if ids is None:
-        return
-    if ids.shape != wanted:
-        note(image.mask, f"the PNG is {_size(ids.shape)}, its annotation says {_size(wanted)}")
-    measured = measure_segments(ids)
-    if strangers := sorted(measured.keys() - {segment.id for segment in image.segments}):
-        note(image.mask, f"segments_info does not list the ids {_some(strangers)} of the PNG")
-    for segment in image.segments:
-        _check_segment(segment, measured, image.mask, note)
-
-
-def _check_segment(
-    segment: Segment, measured: Mapping[int, tuple[int, Box]], mask: Path, note: Complain
-) -> None:
-    if segment.id not in measured:
-        note(mask, f"segment {segment.id} of segments_info is not in the PNG")
-        return
-    area, box = measured[segment.id]
-    # 0 and the empty box stand for what has been complained of.
-    if segment.area not in (0, area):
-        note(mask, f"segment {segment.id} has {area} pixels, segments_info says {segment.area}")
-    if segment.box not in (NO_BOX, box):
-        note(mask, f"segment {segment.id} has the box {list(box)}, segments_info says {list(segment.box)}")
-
-
-def _read(read: Callable[[Path], NDArray[Any]], path: Path, note: Complain) -> NDArray[Any] | None:
-    if not _is_file(path):
-        return None
-    try:
-        return read(path)
-    except BadInput as error:
-        note(path, str(error).removeprefix(f"{path} "))
-        return None
-
-
-def _size(shape: Sequence[int]) -> str:
-    return f"{shape[1]} x {shape[0]}"

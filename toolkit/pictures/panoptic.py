@@ -1,86 +1,28 @@
-"""Pictures of results, drawn on the photographs they belong to."""
+"""Pictures of panoptic results: segments in colour over the image, with a legend."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from vitkit.data.coco.read import default_colour
-from vitkit.runtimes.classification import Classification
+from vitkit.pictures.drawing import INK, PAPER, Colour, class_colour, load_font, mix
 from vitkit.runtimes.errors import BadInput
 from vitkit.runtimes.panoptic import Panoptic, Segment
 
-Colour = tuple[int, int, int]
 Colours = Sequence[Colour] | Mapping[int, Colour]
 
-_FIRST, _LAST, _INK, _PAPER = (80, 200, 255), (255, 80, 40), (255, 255, 255), (0, 0, 0)
-_MUTED = (128, 128, 128)
 # Smaller pictures are enlarged to this many pixels on their longer side, so that text has room.
 _LEAST = 320
 # Pixels looked at on the longer side when a place for a name is sought.
 _COARSE = 320
 
 
-def draw_classification(photo: NDArray[np.uint8], result: Classification, *, width: int = 512) -> Image.Image:
-    """The photograph, at least `width` pixels wide, with its top class.
-
-    Where the model has sampling points, an arrow goes from each one's first position to its last, as in
-    figure 5 of the PS-ViT paper.
-    """
-    factor = max(1.0, width / photo.shape[1])
-    size = (round(photo.shape[1] * factor), round(photo.shape[0] * factor))
-    picture = Image.fromarray(photo).resize(size, Image.Resampling.BICUBIC)
-    pen = ImageDraw.Draw(picture)
-    if result.points is not None:
-        for first, last in zip(result.points[0], result.points[-1], strict=True):
-            start, end = ((float(x + 0.5) * factor, float(y + 0.5) * factor) for y, x in (first, last))
-            _arrow(pen, start, end, radius=size[0] / 160)
-    _caption(pen, f"{result.label}  {result.probability:.0%}", size)
-    return picture
-
-
-def _arrow(
-    pen: ImageDraw.ImageDraw, start: tuple[float, float], end: tuple[float, float], radius: float
-) -> None:
-    pen.line([start, end], fill=_INK, width=max(1, round(radius / 2)))
-    for (x, y), colour, r in ((start, _FIRST, radius * 0.7), (end, _LAST, radius)):
-        pen.ellipse([x - r, y - r, x + r, y + r], fill=colour)
-
-
-def _caption(pen: ImageDraw.ImageDraw, text: str, size: tuple[int, int]) -> None:
-    font = ImageFont.load_default(size=max(12, size[0] // 24))
-    left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
-    margin = (bottom - top) // 2
-    pen.rectangle([0, 0, right - left + 2 * margin, bottom + margin], fill=_PAPER)
-    pen.text((margin, margin // 2), text, fill=_INK, font=font)
-
-
-def contact_sheet(pictures: Sequence[Image.Image], columns: int = 4, gap: int = 6) -> Image.Image:
-    """Pictures of equal size on one sheet, row by row."""
-    width, height = pictures[0].size
-    rows = -(-len(pictures) // columns)
-    sheet = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), _INK)
-    for i, picture in enumerate(pictures):
-        sheet.paste(picture, (i % columns * (width + gap), i // columns * (height + gap)))
-    return sheet
-
-
-# --- panoptic segmentation -----------------------------------------------------------------------------
-
-
-def class_colour(index: int, thing: bool) -> Colour:
-    """The RGB colour of a class, the same for the same index; that of stuff is muted."""
-    colour = default_colour(index)
-    return colour if thing else _mix(colour, _MUTED, 0.5)
-
-
-def draw_panoptic(
+def draw(
     photo: NDArray[np.uint8],
     result: Panoptic,
     colours: Colours | None = None,
@@ -125,30 +67,19 @@ def side_by_side(
     """
     panels = {
         "photograph": _fit(photo, width),
-        "prediction": draw_panoptic(photo, result, colours, alpha=alpha, width=width),
-        "truth": draw_panoptic(photo, truth, colours, alpha=alpha, width=width, scores=False),
+        "prediction": draw(photo, result, colours, alpha=alpha, width=width),
+        "truth": draw(photo, truth, colours, alpha=alpha, width=width, scores=False),
     }
-    gap, font = 6, _font(16)
+    gap, font = 6, load_font(16)
     sizes = [panel.size for panel in panels.values()]
     size = (sum(wide for wide, _ in sizes) + 2 * gap, max(tall for _, tall in sizes) + 24)
-    sheet = Image.new("RGB", size, _INK)
+    sheet = Image.new("RGB", size, INK)
     pen, left = ImageDraw.Draw(sheet), 0
     for title, panel in panels.items():
-        pen.text((left + 4, 2), title, fill=_PAPER, font=font)
+        pen.text((left + 4, 2), title, fill=PAPER, font=font)
         sheet.paste(panel, (left, 24))
         left += panel.width + gap
     return sheet
-
-
-@lru_cache(maxsize=8)
-def _font(size: int) -> Any:
-    # Loading takes longer than writing with it.
-    return ImageFont.load_default(size=size)
-
-
-def _mix(colour: Colour, other: Colour, share: float) -> Colour:
-    red, green, blue = (round(a + share * (b - a)) for a, b in zip(colour, other, strict=True))
-    return red, green, blue
 
 
 def _colour(segment: Segment, colours: Colours | None) -> Colour:
@@ -187,7 +118,7 @@ def _shades(segments: Sequence[Segment], colours: Colours | None) -> NDArray[np.
         if segment.thing and number:
             # Steps of the golden ratio: neighbours in number are far apart in shade.
             shift = 0.8 * ((number * 0.6180339887) % 1 - 0.5)
-            colour = _mix(colour, _INK if shift > 0 else _PAPER, abs(shift))
+            colour = mix(colour, INK if shift > 0 else PAPER, abs(shift))
         shades[segment.id] = colour
         seen[segment.index] += 1
     return shades
@@ -214,8 +145,8 @@ def _outline(picture: Image.Image, ids: NDArray[np.int32], segments: Sequence[Se
     light[1:] |= below
     dark[:-1] |= below
     pixels = np.array(picture)
-    pixels[dark] = _PAPER
-    pixels[light] = _INK
+    pixels[dark] = PAPER
+    pixels[light] = INK
     return Image.fromarray(pixels)
 
 
@@ -224,7 +155,7 @@ def _name_things(
 ) -> None:
     """Write name and score, or one of them, on every thing that has room for it."""
     pen, height = ImageDraw.Draw(picture), max(10, max(picture.size) // 50)
-    font, step = _font(height), -(-max(picture.size) // _COARSE)
+    font, step = load_font(height), -(-max(picture.size) // _COARSE)
     coarse = ids[step // 2 :: step, step // 2 :: step]
     counts = np.bincount(coarse.ravel(), minlength=max((s.id for s in segments), default=0) + 1)
     for segment in segments:
@@ -237,7 +168,7 @@ def _name_things(
         for text in (f"{name} {share}", share) if scores else (name,):
             if pen.textlength(text, font=font) < 0.9 * len(across) * step:
                 place = (int(across[len(across) // 2]) * step + step // 2, int(row) * step + step // 2)
-                pen.text(place, text, fill=_INK, font=font, anchor="mm", stroke_width=1, stroke_fill=_PAPER)
+                pen.text(place, text, fill=INK, font=font, anchor="mm", stroke_width=1, stroke_fill=PAPER)
                 break
 
 
@@ -266,23 +197,23 @@ def _entries(segments: Sequence[Segment], colours: Colours | None) -> list[_Entr
 def _on_legend(picture: Image.Image, entries: list[_Entry], lines: int | None) -> Image.Image:
     """The picture with a strip below it that lists the entries."""
     size = min(24, max(12, picture.width // 50))
-    font, line = _font(size), round(1.6 * size)
+    font, line = load_font(size), round(1.6 * size)
     width = max(picture.width, _LEAST // 2)
     rows = _rows(entries, font, width, size)
     if lines is not None and len(rows) > lines:
         hidden = sum(len(row) for row in rows[lines:]) + 1
         rows = rows[:lines]
         rows[-1][-1] = (rows[-1][-1][0], _Entry(None, f"+{hidden}"))
-    sheet = Image.new("RGB", (width, picture.height + line * (lines or len(rows))), _INK)
+    sheet = Image.new("RGB", (width, picture.height + line * (lines or len(rows))), INK)
     sheet.paste(picture, (0, 0))
     pen = ImageDraw.Draw(sheet)
     for number, row in enumerate(rows):
         top = picture.height + number * line + (line - size) // 2
         for left, entry in row:
             if entry.colour is not None:
-                pen.rectangle([left, top, left + size - 1, top + size - 1], fill=entry.colour, outline=_PAPER)
+                pen.rectangle([left, top, left + size - 1, top + size - 1], fill=entry.colour, outline=PAPER)
                 left += round(1.4 * size)
-            pen.text((left, top + size // 2), entry.text, fill=_PAPER, font=font, anchor="lm")
+            pen.text((left, top + size // 2), entry.text, fill=PAPER, font=font, anchor="lm")
     return sheet
 
 

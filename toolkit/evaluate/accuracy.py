@@ -1,0 +1,75 @@
+"""Top-1 and top-5 accuracy of a classifier on labelled image folders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitkit.data.folder import labelled_images
+from vitkit.evaluate.classes import class_indices
+from vitkit.evaluate.network import Network
+from vitkit.runtimes.card import ModelCard
+from vitkit.runtimes.errors import BadArtifact
+from vitkit.runtimes.image import prepare_batch, read_image
+
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Top-1 and top-5 in per cent, and the class given to every image, in the data set's order."""
+
+    images: int
+    top1: float
+    top5: float
+    predictions: tuple[int, ...]
+
+    def summary(self) -> dict[str, Any]:
+        """The measured numbers, for JSON."""
+        return {"images": self.images, "top1": self.top1, "top5": self.top5}
+
+
+def evaluate(
+    network: Network, data: Path, progress: Callable[[int, int], object] = lambda done, total: None
+) -> Accuracy:
+    """Classify every image of `DIR/CLASS/...`; `progress` gets (images done, images in all).
+
+    Raises BadInput for an unusable folder, an unreadable image, or a class folder that is not exactly one
+    class of the network (see `class_indices`); BadArtifact for a network of another task, or one whose
+    scores are not finite or do not cover its classes.
+    """
+    card = network.card
+    if card.task != "classification":
+        raise BadArtifact(f"{card.name} does {card.task}; top-1 accuracy is for classification")
+    items = labelled_images(data)
+    truth = np.array(class_indices(card, [name for _, name in items]))
+    output = card.decode.get("probabilities") or card.decode.get("logits", card.outputs[0].name)
+    ranks: list[int] = []
+    predictions: list[int] = []
+    for start in range(0, len(items), BATCH):
+        paths = [path for path, _ in items[start : start + BATCH]]
+        scores = network.predict(prepare_batch(map(read_image, paths), card.image))[output]
+        _check_scores(card, scores, paths, int(truth.max()))
+        order = np.argsort(-scores, axis=1, kind="stable")
+        expected = truth[start : start + len(paths)]
+        ranks += (order == expected[:, None]).argmax(axis=1).tolist()
+        predictions += order[:, 0].tolist()
+        progress(start + len(paths), len(items))
+    rank = np.array(ranks)
+    return Accuracy(
+        len(items), 100 * float((rank < 1).mean()), 100 * float((rank < 5).mean()), tuple(predictions)
+    )
+
+
+def _check_scores(card: ModelCard, scores: NDArray[Any], paths: Sequence[Path], last: int) -> None:
+    if scores.ndim != 2 or scores.shape[1] <= last:
+        raise BadArtifact(f"{card.name} gives scores of shape {scores.shape}; there is a class {last}")
+    finite = np.isfinite(scores).all(axis=1)
+    if not finite.all():
+        image = paths[int(finite.argmin())]
+        raise BadArtifact(f"{card.name} ({card.target} {card.precision}): NaN or infinite scores for {image}")

@@ -1,0 +1,136 @@
+"""Panoptic quality of a network on a data set in COCO's layout, and what joins the two."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitkit.data.coco import NO_BOX, Box, Category, PanopticImage, PanopticSet, SegmentInfo
+from vitkit.data.coco.ids import measure_segments, read_ids
+from vitkit.data.coco.write import write_predictions
+from vitkit.evaluate.classes import matching_categories
+from vitkit.evaluate.network import Network
+from vitkit.evaluate.panoptic_quality import PanopticQuality, QualityReport
+from vitkit.runtimes.card import ModelCard
+from vitkit.runtimes.errors import BadArtifact, BadInput
+from vitkit.runtimes.image import placement, prepare_batch, read_image
+from vitkit.runtimes.panoptic import Panoptic, Segment
+from vitkit.runtimes.tasks import decoder
+
+
+def evaluate(
+    network: Network,
+    truth: PanopticSet,
+    *,
+    fast: bool = False,
+    progress: Callable[[int, int], object] = lambda done, total: None,
+    keep: Callable[[PanopticImage, Panoptic, tuple[SegmentInfo, ...]], object] = lambda *result: None,
+    save: Path | None = None,
+    merge: Callable[[NDArray[np.float64]], NDArray[np.float64]] = lambda counts: counts,
+) -> QualityReport:
+    """Segment every image of a panoptic set and compare with its truth, at each image's own size.
+
+    `fast` decodes in the fast mode. `keep` hears every image with its result and the result's segments in
+    the data set's categories. `save` is a file for them in COCO's format (see `write_predictions`). Where
+    several processes take a part of the images each, `merge` adds their counts up. Raises BadInput for
+    categories that the network lacks, and unreadable images; BadRequest where `save` exists.
+    """
+    if network.card.task != "panoptic":
+        raise BadArtifact(f"{network.card.name} does {network.card.task}, not panoptic segmentation")
+    categories = matching_categories(network.card, truth.categories)
+    decode = decoder(network.card, {"fast": fast})
+    quality = PanopticQuality(truth.categories)
+
+    def results() -> Iterator[tuple[int | str, NDArray[np.int32], tuple[SegmentInfo, ...]]]:
+        for done, image in enumerate(truth.images, start=1):
+            photo = read_image(image.file)
+            outputs = network.predict(prepare_batch([photo], network.card.image))
+            place = placement(photo.shape[0], photo.shape[1], network.card.image)
+            result: Panoptic = decode(
+                {name: value[0] for name, value in outputs.items()}, network.card, place
+            )
+            segments = coco_segments(result, categories, boxes=save is not None)
+            quality.add(read_ids(image.mask), image.segments, result.ids, segments, str(image.file))
+            keep(image, result, segments)
+            progress(done, len(truth.images))
+            yield image.image_id, result.ids, segments
+
+    if save is None:
+        deque(results(), maxlen=0)
+    else:
+        write_predictions(save, results(), truth.categories)
+    quality.merge(merge)
+    return quality.report()
+
+
+def coco_segments(
+    result: Panoptic, categories: Sequence[Category], boxes: bool = True
+) -> tuple[SegmentInfo, ...]:
+    """A result's segments in COCO's form; `categories` are those of the network's classes, in their order.
+
+    Their boxes are measured, unless `boxes` is off.
+    """
+    found = _boxes(result) if boxes else [NO_BOX] * len(result.segments)
+    return tuple(
+        SegmentInfo(s.id, categories[s.index].id, s.area, box=box, score=s.score)
+        for s, box in zip(result.segments, found, strict=True)
+    )
+
+
+def _boxes(result: Panoptic) -> list[Box]:
+    """Of every segment: x, y, width, height."""
+    height, width = result.ids.shape
+    rows = np.zeros((len(result.segments) + 1, height), np.bool_)
+    columns = np.zeros((len(result.segments) + 1, width), np.bool_)
+    rows[result.ids, np.arange(height)[:, None]] = True
+    columns[result.ids, np.arange(width)] = True
+    boxes = []
+    for segment in result.segments:
+        y, x = np.flatnonzero(rows[segment.id]), np.flatnonzero(columns[segment.id])
+        boxes.append((int(x[0]), int(y[0]), int(x[-1] - x[0]) + 1, int(y[-1] - y[0]) + 1))
+    return boxes
+
+
+def card_categories(card: ModelCard) -> tuple[Category, ...]:
+    """The categories of a panoptic network's classes, in their order.
+
+    Their ids are the card's label ids where these are different whole numbers, else 1, 2, ...
+    """
+    from vitkit.pictures.drawing import class_colour
+
+    given = card.label_ids or ()
+    plain = len(set(given)) == len(card.labels) and all(re.fullmatch("0|[1-9][0-9]{0,8}", i) for i in given)
+    ids = map(int, given) if plain else range(1, len(card.labels) + 1)
+    things = set(card.decode["things"])
+    return tuple(
+        Category(number, name, i in things, class_colour(i, i in things))
+        for i, (number, name) in enumerate(zip(ids, card.labels, strict=True))
+    )
+
+
+def truth_as_panoptic(image: PanopticImage, categories: Sequence[Category]) -> Panoptic:
+    """The truth of an image in the form of a network's result, for drawing; scores are 1.
+
+    A class is numbered by the place of its category in `categories`: those of `matching_categories` have
+    the network's numbers. Raises BadInput for a segment of another category.
+    """
+    classes = {category.id: i for i, category in enumerate(categories)}
+    if unknown := {s.category_id for s in image.segments} - classes.keys():
+        raise BadInput(f"{image.mask} has segments of unknown categories: {sorted(unknown)[:5]}")
+    old = read_ids(image.mask)
+    # Untouched pages of such a table cost nothing; sorting every pixel would.
+    table = np.zeros(int(old.max()) + 1, np.int32)
+    areas = {number: area for number, (area, _) in measure_segments(old).items()}
+    shown = sorted((s for s in image.segments if s.id in areas), key=lambda s: (-areas[s.id], s.id))
+    segments: list[Segment] = []
+    for number, segment in enumerate(shown, start=1):
+        index = classes[segment.category_id]
+        name, thing = categories[index].name, categories[index].thing
+        table[segment.id] = number
+        segments.append(Segment(number, index, name, thing, 1.0, areas[segment.id]))
+    return Panoptic(table[old], tuple(segments))
