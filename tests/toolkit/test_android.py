@@ -13,6 +13,7 @@ import pytest
 from test_bench import write_artifact
 from typer.testing import CliRunner
 
+from vitkit.bench import BenchOptions
 from vitkit.cli.main import app
 from vitkit.devices.android import PhoneReport, Timing, bench_on_phone, facts, parse_benchmark_model, save
 from vitkit.devices.registry import Device, read_devices, write_devices
@@ -127,7 +128,11 @@ def artifact(tmp_path):
 
 def measure(phone, artifact):
     return bench_on_phone(
-        phone, artifact, threads=2, duration=1.0, cool_down=0.0, progress=lambda text, done: None
+        phone,
+        artifact,
+        BenchOptions(threads=2, duration=1.0),
+        cool_down=0.0,
+        progress=lambda text, done: None,
     )
 
 

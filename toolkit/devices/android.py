@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from vitkit.bench import WARMUP_RUNS, WARMUP_S, Progress
+from vitkit.bench.measure import WARMUP_RUNS, WARMUP_S, Progress
+from vitkit.bench.options import BenchOptions
 from vitkit.devices.registry import Device
 from vitkit.runtimes.card import Artifact, read_artifact, sha256
 from vitkit.runtimes.errors import BadRequest, DeviceError
@@ -140,18 +141,12 @@ def facts(device: Device) -> dict[str, str]:
 
 
 def bench_on_phone(
-    device: Device,
-    artifact: Path,
-    *,
-    threads: int | None,
-    duration: float,
-    cool_down: float,
-    progress: Progress,
+    device: Device, artifact: Path, options: BenchOptions, *, cool_down: float, progress: Progress
 ) -> PhoneReport:
-    """Measure a TFLite artifact on a phone: five tries of `duration` seconds, each after `cool_down` seconds.
+    """Measure a TFLite artifact on a phone: five tries of `options.duration` s, each after `cool_down` s.
 
-    Raises BadRequest for another target and without the tool, DeviceError where the phone cannot be reached
-    or the tool fails.
+    Of the other options only `threads` reaches the tool. Raises BadRequest for another target and without
+    the tool, DeviceError if the phone cannot be reached or the tool fails.
     """
     read, tool = _checked(device, artifact)
     about = facts(device)
@@ -163,9 +158,7 @@ def bench_on_phone(
         time.sleep(cool_down)
         thermal.append(_thermal(device))
         progress(f"measuring, try {i + 1}", i / TRIES)
-        outputs.append(
-            _shell(device, *_command(runner, graph, threads, duration), seconds=10 * duration + 600)
-        )
+        outputs.append(_shell(device, *_command(runner, graph, options), seconds=10 * options.duration + 600))
         tries.append(parse_benchmark_model(outputs[-1]))
         thermal.append(_thermal(device))
     progress("measured", 1.0)
@@ -176,7 +169,7 @@ def bench_on_phone(
         files=dict(read.card.files),
         size_bytes=read.size_bytes,
         device=device.name,
-        threads=threads,
+        threads=options.threads,
         cool_down_s=cool_down,
         facts=about,
         tries=tries,
@@ -201,15 +194,15 @@ def _checked(device: Device, artifact: Path) -> tuple[Artifact, Path]:
     return read, tool
 
 
-def _command(runner: str, graph: str, threads: int | None, duration: float) -> list[str]:
+def _command(runner: str, graph: str, options: BenchOptions) -> list[str]:
     return [
         runner,
         f"--graph={graph}",
         "--use_xnnpack=true",
         f"--warmup_runs={WARMUP_RUNS}",
         f"--warmup_min_secs={WARMUP_S:g}",
-        f"--min_secs={duration:g}",
-        *([f"--num_threads={threads}"] if threads else []),
+        f"--min_secs={options.duration:g}",
+        *([f"--num_threads={options.threads}"] if options.threads else []),
     ]
 
 

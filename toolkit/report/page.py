@@ -7,7 +7,8 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 
-from vitkit.bench import SCOPES, BenchReport, check_notes
+from vitkit.bench import SCOPES, BenchReport
+from vitkit.bench.tables import check_notes
 from vitkit.report.columns import (
     artifact_columns,
     energy_cell,

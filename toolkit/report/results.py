@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vitkit import evaluate
-from vitkit.bench import BenchReport, from_body
+from vitkit.bench.report import BenchReport, from_body
 from vitkit.runtimes.errors import BadInput, BadRequest
 
 # The standard normal's quantile for an interval of 95 %.
