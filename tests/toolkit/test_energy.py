@@ -80,6 +80,18 @@ def test_rails_are_integrated(tmp_path, monkeypatch):
     assert "rails" in meter.source
 
 
+def test_an_idle_sensor_takes_no_energy_away(tmp_path, monkeypatch):
+    meter = open_meter(
+        tegrastats(tmp_path, monkeypatch, "echo 'RAM 1/2MB VDD_GPU -392mW/-392mW VDD_CPU 0mW/0mW'")
+    )
+    seen = []
+    for _ in range(10):
+        seen.append(meter.joules())
+        time.sleep(0.02)
+    meter.close()
+    assert set(seen) == {0.0}
+
+
 def test_a_board_without_rails_has_no_meter(tmp_path, monkeypatch):
     monkeypatch.setattr(energy, "_FIRST_LINE_S", 0.2)
     assert open_meter(tegrastats(tmp_path, monkeypatch, "echo 'RAM 1/2MB GR3D_FREQ @[1,2]'")) is None

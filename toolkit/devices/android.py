@@ -158,7 +158,7 @@ def bench_on_phone(
         time.sleep(cool_down)
         thermal.append(_thermal(device))
         progress(f"measuring, try {i + 1}", i / TRIES)
-        outputs.append(_shell(device, *_command(runner, graph, options), seconds=10 * options.duration + 600))
+        outputs.append(_run_tool(device, _command(runner, graph, options), 10 * options.duration + 600))
         tries.append(parse_benchmark_model(outputs[-1]))
         thermal.append(_thermal(device))
     progress("measured", 1.0)
@@ -229,25 +229,36 @@ def _shell(device: Device, *command: str, seconds: float = _ANSWER_S) -> str:
     return _adb(device, "shell", shlex.join(command), seconds=seconds)
 
 
+def _run_tool(device: Device, command: Sequence[str], seconds: float) -> str:
+    # Versions of the tool print their results to either stream.
+    return _adb(device, "shell", f"{shlex.join(command)} 2>&1", seconds=seconds)
+
+
 def _adb(device: Device, *arguments: str, seconds: float = _ANSWER_S) -> str:
     serial = ["-s", device.address] if device.address else []
     try:
         done = subprocess.run(
             ["adb", *serial, *arguments],
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            # Two pipes: on the second adb announces that it starts its daemon, and phones print warnings.
+            capture_output=True,
             timeout=seconds,
         )
     except FileNotFoundError:
         raise DeviceError("there is no 'adb' here; install it with: apt-get install adb") from None
     except subprocess.TimeoutExpired:
         raise DeviceError(f"{device.name}: adb {arguments[0]} gave no answer in {seconds:.0f} s") from None
-    text = done.stdout.decode("utf-8", "replace")
     if done.returncode:
-        clean = "".join(sign if sign.isprintable() else " " for sign in text).strip()
-        raise DeviceError(f"{device.name}: adb {arguments[0]} failed: {clean[-300:]}; see: adb devices -l")
-    return text
+        reason = _printable(done.stdout + b" " + done.stderr)
+        raise DeviceError(f"{device.name}: adb {arguments[0]} failed: {reason}; see: adb devices -l")
+    return done.stdout.decode("utf-8", "replace")
+
+
+def _printable(output: bytes) -> str:
+    """The end of what `adb` printed, without the announcements of its daemon."""
+    lines = output.decode("utf-8", "replace").splitlines()
+    text = " ".join(line for line in lines if not line.strip().startswith("* daemon"))
+    return "".join(sign if sign.isprintable() else " " for sign in text).strip()[-300:]
 
 
 def rows(report: PhoneReport) -> list[tuple[str, str]]:
