@@ -135,8 +135,7 @@ def measure(phone, artifact):
     return bench_on_phone(
         phone,
         artifact,
-        BenchOptions(threads=2, duration=1.0),
-        cool_down=0.0,
+        BenchOptions(threads=2, duration=1.0, cool_down=0.0),
         progress=lambda text, done: None,
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -28,7 +27,8 @@ class BenchOptions:
     with a free batch size. At least `duration` seconds are recorded for each artifact and scope. Inputs are
     drawn by `seed` from a pool of `pool_size` images: a sample of the folder `images`, or generated ones if
     it is None. `scopes` are keys of `SCOPES`. `decode` holds options of the task's decoding, as
-    `open_engine` takes them. `max_isa` is a key of `ISAS`: OpenVINO as on a lesser CPU.
+    `open_engine` takes them. `max_isa` is a key of `ISAS`: OpenVINO as on a lesser CPU. `cool_down` is the
+    rest in seconds before each try on a phone; nothing else reads it.
 
     Raises BadRequest for a value of the wrong type or out of range.
     """
@@ -43,6 +43,7 @@ class BenchOptions:
     scopes: tuple[str, ...] = tuple(SCOPES)
     decode: Mapping[str, Any] | None = None
     max_isa: str | None = None
+    cool_down: float = 300.0
 
     def __post_init__(self) -> None:
         """Check every value, and give `images` and `scopes` their types."""
@@ -51,7 +52,10 @@ class BenchOptions:
         _check_integer("batch", self.batch, 1, MAX_IMAGES)
         _check_integer("pool size", self.pool_size, 1, MAX_IMAGES)
         _check_integer("seed", self.seed, 0, MAX_SEED)
-        _check_duration(self.duration)
+        _check_seconds("duration", self.duration)
+        if self.duration == 0:
+            raise BadRequest("the duration is 0; it must be a positive number of seconds")
+        _check_seconds("cool-down", self.cool_down)
         _check_scopes(self.scopes)
         _check_decode(self.decode)
         if self.max_isa is not None and self.max_isa not in ISAS:
@@ -86,12 +90,9 @@ def _check_integer(name: str, value: object, least: int, most: int) -> None:
         raise BadRequest(f"the {name} is {value!r}; it must be an integer from {least} to {most}")
 
 
-def _check_duration(seconds: object) -> None:
-    number = type(seconds) in (int, float)
-    if not (number and math.isfinite(seconds) and 0 < seconds <= MAX_SECONDS):  # type: ignore[arg-type,operator]
-        raise BadRequest(
-            f"the duration is {seconds!r}; it must be a positive number of seconds, {MAX_SECONDS:.0f} at most"
-        )
+def _check_seconds(name: str, value: object) -> None:
+    if type(value) not in (int, float) or not 0 <= value <= MAX_SECONDS:  # type: ignore[operator]
+        raise BadRequest(f"the {name} is {value!r}; it must be seconds from 0 to {MAX_SECONDS:.0f}")
 
 
 def _check_scopes(scopes: object) -> None:

@@ -151,7 +151,7 @@ def to_tables(reports: Sequence[BenchReport]) -> list[Table]:
     for title, rows in _cells(reports).items():
         # As Text: an artifact's name may hold what looks like markup.
         (_, *names), *lines = (list(map(Text, line)) for line in zip(*rows, strict=True))
-        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+        table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD)
         table.add_column("")
         for name in names:
             table.add_column(name, justify="right", overflow="fold")

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from vitkit.bench import BenchOptions, BenchReport
     from vitkit.devices.registry import Device
 
-
 # By the flag, the field of `BenchOptions` that no phone's tool takes.
 _UNUSED_BY_PHONES = {
     "--device NAME:DEVICE": "device",
@@ -34,14 +33,14 @@ def bench(
         Optional[str],  # noqa: UP045
         typer.Option(
             "--device",
-            help="cpu, what the vendor has here, or NAME or NAME:gpu of vitkit device list "
-            "(cpu, and cuda for TensorRT).",
+            help="A device of this machine (cpu, gpu, npu, cuda), or NAME or NAME:DEVICE of "
+            "vitkit device list (cuda for TensorRT, else cpu).",
         ),
     ] = None,
     devices: DevicesFile = None,
     threads: Threads = None,
     duration: Annotated[float, typer.Option(help="Seconds recorded for each artifact and scope.")] = 10.0,
-    batch: Annotated[int, typer.Option(help="Images a query, for engines with a free batch size.")] = 1,
+    batch: Annotated[int, typer.Option(help="Images in each query, for engines with a free batch size.")] = 1,
     images: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option("--images", help="Folder of images to draw inputs from (generated images)."),
@@ -59,7 +58,7 @@ def bench(
     ] = False,
     fps_target: Annotated[
         Optional[float],  # noqa: UP045
-        typer.Option("--fps-target", help="Say whether it keeps up with so many frames a second at p99."),
+        typer.Option("--fps-target", help="Answer whether it keeps up with this frame rate at p99."),
     ] = None,
     max_isa: Annotated[
         Optional[str],  # noqa: UP045
@@ -68,7 +67,7 @@ def bench(
         ),
     ] = None,
     cool_down: Annotated[
-        float, typer.Option(help="Of phones: seconds of rest before each of five tries.")
+        float, typer.Option(help="Seconds of rest before each of the five tries on a phone.")
     ] = 300.0,
     json: Annotated[
         Optional[Path],  # noqa: UP045
@@ -102,11 +101,12 @@ def bench(
         scopes=tuple(scope or SCOPES),
         decode={"fast": True} if fast else None,
         max_isa=max_isa,
+        cool_down=cool_down,
     )
     if machine and machine.kind == "adb":
         if fps_target is not None:
             _refuse_for_phones("--fps-target")
-        _bench_phone(machine, artifacts, options, cool_down, json)
+        _bench_phone(machine, artifacts, options, json)
         return
     with step_bar() as progress:
         reports = measure(artifacts, options, machine, progress=progress)
@@ -137,20 +137,22 @@ def _refuse_for_phones(flag: str) -> NoReturn:
     raise BadRequest(f"{flag} is not for phones: benchmark_model keeps no raw times and decodes nothing")
 
 
-def _bench_phone(
-    phone: Device, artifacts: list[Path], options: BenchOptions, cool_down: float, json: Path | None
-) -> None:
+def _bench_phone(phone: Device, artifacts: list[Path], options: BenchOptions, json: Path | None) -> None:
     from vitkit.bench import BenchOptions
     from vitkit.devices import android
 
     for flag, name in _UNUSED_BY_PHONES.items():
         if getattr(options, name) != getattr(BenchOptions, name):
             _refuse_for_phones(flag)
+    reports = []
     with step_bar() as progress:
-        reports = [
-            android.bench_on_phone(phone, artifact, options, cool_down=cool_down, progress=progress)
-            for artifact in artifacts
-        ]
+        for i, artifact in enumerate(artifacts):
+
+            def show(text: str, share: float, i: int = i) -> None:
+                progress(text, (i + share) / len(artifacts))
+
+            found = android.bench_on_phone(phone, artifact, options, progress=show)
+            reports.append(found)
     for report in reports:
         print_table((report.artifact, ""), android.rows(report))
         if report.invalid:

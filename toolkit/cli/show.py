@@ -52,10 +52,11 @@ def progress_bar(text: str) -> Iterator[Callable[[int, int], None]]:
 
 @contextmanager
 def step_bar() -> Iterator[Callable[[str, float], None]]:
-    """Progress on standard error, with the present step and the time left; call what it yields with
-    (step, share of the time that is over).
+    """A bar on standard error with the present step and the time left; call what it yields with both.
 
-    It draws only when it is called, so that it takes no time from what is measured between two calls.
+    The step is text, beside it the share of the time that is over, 0 to 1.
+    A share below the one before begins a new phase, with its own time left. It draws only when it is called,
+    so that it takes no time from what is measured between two calls.
     """
     from rich.console import Console
     from rich.markup import escape
@@ -66,6 +67,8 @@ def step_bar() -> Iterator[Callable[[str, float], None]]:
         task = bar.add_task("starting", total=1.0)
 
         def show(step: str, share: float) -> None:
+            if share < bar.tasks[task].completed:
+                bar.reset(task)
             bar.update(task, description=escape(step), completed=share)
             bar.refresh()
 
