@@ -20,7 +20,7 @@ from PIL import Image
 from plain import PlainPSViT
 
 from vitkit import exporters
-from vitkit.bench import bench, to_markdown
+from vitkit.bench import BenchOptions, bench, to_markdown
 from vitkit.calibration.dataset import calibration_set
 from vitkit.exporters.onnx import engine_card
 from vitkit.exporters.source import Source
@@ -102,7 +102,8 @@ def main() -> None:
             paths.append(out)
         for threads in options.threads:
             print(f"\n## {options.model}, batch 1, {threads} threads\n")
-            reports = bench(paths, threads=threads, duration=options.duration, scopes=("engine",))
+            settings = BenchOptions(threads=threads, duration=options.duration, scopes=("engine",))
+            reports = bench(paths, settings)
             print(to_markdown(reports))
 
 

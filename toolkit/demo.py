@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from vitkit.cli.show import progress_bar, say
+from vitkit.cli.show import progress_bar, say, step_bar
 from vitkit.evaluate import accuracy, open_network, panoptic
 from vitkit.evaluate.accuracy import Accuracy
 from vitkit.evaluate.results import to_json
@@ -195,15 +195,11 @@ def _left_out(target: str, precision: str, quick: bool) -> str | None:
 
 
 def _bench(made: list[Made], images: Path, out: Path, quick: bool) -> list[BenchReport]:
-    from vitkit.bench import bench, save
+    from vitkit.bench import BenchOptions, bench, save
 
-    with progress_bar("measuring") as progress:
-        reports = bench(
-            [engine.path for engine in made],
-            duration=0.2 if quick else 3.0,
-            images=images,
-            progress=lambda text, fraction: progress(round(100 * fraction), 100),
-        )
+    options = BenchOptions(duration=0.2 if quick else 3.0, images=images)
+    with step_bar() as progress:
+        reports = bench([engine.path for engine in made], options, progress=progress)
     save(reports, out / "bench.json")
     return reports
 

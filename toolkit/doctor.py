@@ -50,7 +50,7 @@ _TINY = {
 
 
 @dataclass(frozen=True)
-class Check:
+class Finding:
     """One finding. `remedy` is the command that mends it; None where nothing is wrong or nothing helps."""
 
     name: str
@@ -65,7 +65,7 @@ class _Requirement(NamedTuple):
     extra: str | None
 
 
-def diagnose() -> list[Check]:
+def diagnose() -> list[Finding]:
     """Check Python, the packages, the CPU, and every target by running a tiny engine; raises nothing.
 
     Vendor packages are imported, the packages for training and export are only looked up.
@@ -91,28 +91,28 @@ def _requirements() -> list[_Requirement]:
     return [_Requirement(*match.groups()) for match in found if match]
 
 
-def _basics(requirements: list[_Requirement]) -> list[Check]:
+def _basics(requirements: list[_Requirement]) -> list[Finding]:
     from vitkit import __version__
 
-    vitkit = Check("vitkit", True, __version__)
+    vitkit = Finding("vitkit", True, __version__)
     if not requirements:
         remedy = "pip install vitkit"
-        vitkit = Check("vitkit", False, f"{__version__}, not installed: versions are unchecked", remedy)
-    python = Check("python", True, f"{platform.python_version()}, {platform.platform()}")
+        vitkit = Finding("vitkit", False, f"{__version__}, not installed: versions are unchecked", remedy)
+    python = Finding("python", True, f"{platform.python_version()}, {platform.platform()}")
     return [python, vitkit, *(_package(one) for one in requirements if one.extra is None)]
 
 
-def _package(wanted: _Requirement) -> Check:
+def _package(wanted: _Requirement) -> Finding:
     name = f"{wanted.extra}: {wanted.package}" if wanted.extra else wanted.package
     upgrade = f"pip install --upgrade '{wanted.package}>={wanted.minimum}'"
     try:
         version = metadata.version(wanted.package)
     except metadata.PackageNotFoundError:
         remedy = f"pip install 'vitkit[{wanted.extra}]'" if wanted.extra else upgrade
-        return Check(name, False, "not installed", remedy)
+        return Finding(name, False, "not installed", remedy)
     if too_old := _too_old(version, wanted.minimum):
-        return Check(name, False, too_old, upgrade)
-    return Check(name, True, version)
+        return Finding(name, False, too_old, upgrade)
+    return Finding(name, True, version)
 
 
 def _too_old(version: str, minimum: str) -> str | None:
@@ -127,30 +127,32 @@ def _numbers(version: str) -> list[int]:
     return [int(part) for part in release.group().split(".") if part] if release else []
 
 
-def _target(target: str, runtime: Runtime, requirements: list[_Requirement]) -> Check:
+def _target(target: str, runtime: Runtime, requirements: list[_Requirement]) -> Finding:
     name, package = f"run {target}", runtime.package
     if not _is_here(package):
         if runtime.substitute is None or not _is_here(runtime.substitute):
             remedy = f"pip install 'vitkit[{runtime.extra}]'"
-            return Check(name, False, f"{package} is not installed", remedy)
+            return Finding(name, False, f"{package} is not installed", remedy)
         package = runtime.substitute
     reinstall = f"pip install --force-reinstall {package}"
     # A damaged or mismatched binary raises anything from OSError to AttributeError.
     try:
         version = str(getattr(import_module(package), "__version__", "of unknown version"))
     except Exception as error:
-        return Check(name, False, f"{package} is installed but does not import: {_cause(error)}", reinstall)
+        return Finding(name, False, f"{package} is installed but does not import: {_cause(error)}", reinstall)
     # Packages are asked for with hyphens and imported with underscores.
     minimum = next((one.minimum for one in requirements if one.package.replace("-", "_") == package), "0")
     if too_old := _too_old(version, minimum):
-        return Check(name, False, f"{package} {too_old}", f"pip install --upgrade '{package}>={minimum}'")
+        return Finding(name, False, f"{package} {too_old}", f"pip install --upgrade '{package}>={minimum}'")
     if target not in _TINY:
-        return Check(name, True, f"{package} {version} imports")
+        return Finding(name, True, f"{package} {version} imports")
     try:
         _run_tiny_engine(target)
     except Exception as error:
-        return Check(name, False, f"{package} {version} imports but fails to run: {_cause(error)}", reinstall)
-    return Check(name, True, f"{package} {version} runs a tiny engine")
+        return Finding(
+            name, False, f"{package} {version} imports but fails to run: {_cause(error)}", reinstall
+        )
+    return Finding(name, True, f"{package} {version} runs a tiny engine")
 
 
 def _is_here(package: str) -> bool:
@@ -187,7 +189,7 @@ def _run_tiny_engine(target: str) -> None:
         raise ArithmeticError(f"the tiny engine answers class {found}, not 11")
 
 
-def _openvino_devices() -> list[Check]:
+def _openvino_devices() -> list[Finding]:
     # Whatever fails here is in the finding on running openvino.
     try:
         from vitkit.runtimes.openvino import capabilities
@@ -195,25 +197,25 @@ def _openvino_devices() -> list[Check]:
         able = capabilities()
     except Exception:
         return []
-    devices = Check("openvino devices", True, "; ".join(f"{name}: {' '.join(able[name])}" for name in able))
+    devices = Finding("openvino devices", True, "; ".join(f"{name}: {' '.join(able[name])}" for name in able))
     bf16 = [name.lower() for name in able if "BF16" in able[name]]
     if bf16:
-        return [devices, Check("openvino bf16", True, f"bf16 artifacts run on {', '.join(bf16)}")]
+        return [devices, Finding("openvino bf16", True, f"bf16 artifacts run on {', '.join(bf16)}")]
     return [
         devices,
-        Check("openvino bf16", False, "no device has bf16: openvino bf16 artifacts are refused here"),
+        Finding("openvino bf16", False, "no device has bf16: openvino bf16 artifacts are refused here"),
     ]
 
 
-def _cpu(info: dict[str, Any]) -> list[Check]:
+def _cpu(info: dict[str, Any]) -> list[Finding]:
     cores = f"{info['usable_cores'] or info['cores'] or 'unknown'} cores"
     facts = (info["model"], info["architecture"], cores, f"governor {info['governor'] or 'unknown'}")
-    cpu = Check("cpu", True, ", ".join(fact for fact in facts if fact))
+    cpu = Finding("cpu", True, ", ".join(fact for fact in facts if fact))
     if info["features"] is None:
-        return [cpu, Check("cpu features", False, "this system does not list them")]
+        return [cpu, Finding("cpu features", False, "this system does not list them")]
     return [
         cpu,
-        Check("cpu features", True, " ".join(info["features"]) or "none of those that matter here"),
+        Finding("cpu features", True, " ".join(info["features"]) or "none of those that matter here"),
         _feature(
             "cpu int8", info["features"], INT8_FEATURES, "int8 engines are smaller but hardly faster here"
         ),
@@ -223,19 +225,19 @@ def _cpu(info: dict[str, Any]) -> list[Check]:
     ]
 
 
-def _feature(name: str, features: list[str], wanted: frozenset[str], otherwise: str) -> Check:
+def _feature(name: str, features: list[str], wanted: frozenset[str], otherwise: str) -> Finding:
     found = [feature for feature in features if feature in wanted]
     if found:
-        return Check(name, True, f"native: {' '.join(found)}")
-    return Check(name, False, f"no instructions for it; {otherwise}")
+        return Finding(name, True, f"native: {' '.join(found)}")
+    return Finding(name, False, f"no instructions for it; {otherwise}")
 
 
-def to_json(checks: Sequence[Check]) -> list[dict[str, Any]]:
+def to_json(findings: Sequence[Finding]) -> list[dict[str, Any]]:
     """Findings as plain dictionaries with `name`, `ok`, `detail` and `remedy`."""
-    return [asdict(check) for check in checks]
+    return [asdict(finding) for finding in findings]
 
 
-def table(checks: Sequence[Check]) -> Table:
+def table(checks: Sequence[Finding]) -> Table:
     """Findings as a table for the terminal: ok, MISSING where a command mends it, else a dash."""
     from rich.table import Table
     from rich.text import Text

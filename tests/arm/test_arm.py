@@ -19,6 +19,7 @@ from conftest import SHARED, lively
 from outputs import outputs
 
 from vitkit import exporters
+from vitkit.bench import BenchOptions
 from vitkit.calibration.dataset import calibration_set
 from vitkit.devices.link import Link, bench_on
 from vitkit.devices.registry import Device
@@ -170,10 +171,10 @@ def test_a_bench_there(artifacts, tmp_path):
     device = Device("arm", "local", python=str(PYTHON), folder=str(tmp_path / "kept"))
     with Link(device) as link:
         condition = link.check()
-    checks = {one.name: one for one in condition.checks}
+    checks = {one.name: one for one in condition.findings}
     assert all(checks[f"run {target}"].ok for target in ("onnx", "openvino", "tflite"))
     paths = [path for key, path in artifacts.items() if key[0] == NETWORKS[0]]
-    options = {"duration": 0.05, "pool_size": 2, "threads": 1, "scopes": ["image"]}
+    options = BenchOptions(duration=0.05, pool_size=2, threads=1, scopes=("image",))
     reports = bench_on(device, paths, options)
     assert [(one.target, one.precision) for one in reports] == [key[1:] for key in ENGINES[: len(paths)]]
     assert {one.environment["cpu"]["architecture"] for one in reports} == {"aarch64"}

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from vitkit import BadArtifact, BadRequest, DeviceError, MissingBackend, exporters, open_engine
-from vitkit.bench import bench
+from vitkit.bench import BenchOptions, bench
 from vitkit.bench.trtexec import find_trtexec
 from vitkit.cli.main import app
 from vitkit.exporters.tensorrt import build
@@ -201,7 +201,7 @@ def test_trtexec_agrees_with_the_bench(source, tmp_path, monkeypatch):
         pytest.skip("there is no trtexec, neither in the PATH nor in /usr/src/tensorrt/bin")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     export_for(here, source, None, tmp_path / "package", "fp32")
-    (report,) = bench([tmp_path / "package"], duration=0.5, pool_size=2, scopes=["engine"])
+    (report,) = bench([tmp_path / "package"], BenchOptions(duration=0.5, pool_size=2, scopes=["engine"]))
     assert report.device == "cuda"
     assert "problem" not in report.cross_check
     # Copies and launches add to the GPU's own time, and take nothing from it.

@@ -13,6 +13,7 @@ import pytest
 from test_bench import write_artifact
 from typer.testing import CliRunner
 
+from vitkit.bench import BenchOptions
 from vitkit.cli.main import app
 from vitkit.devices.android import PhoneReport, Timing, bench_on_phone, facts, parse_benchmark_model, save
 from vitkit.devices.registry import Device, read_devices, write_devices
@@ -86,13 +87,18 @@ def test_tries_must_agree_and_stay_cool():
 # The way there
 
 # Stands in for adb and a phone: the phone's files lie in a folder of this machine.
+# Until a first call has started its daemon it announces that, as after a reboot; phones warn at each call.
 ADB = """#!/bin/sh
+if [ ! -e "$LOG" ]; then
+    echo "* daemon not running; starting now at tcp:5037" >&2
+    echo "* daemon started successfully" >&2
+fi
 [ "$1" = -s ] && [ "$2" = "it's" ] && shift 2
 echo "$@" >> "$LOG"
 case "$1" in
 get-state) echo device;;
 push) cp "$2" "$3";;
-shell) PATH="$TOOLS:$PATH" sh -c "$2";;
+shell) echo "WARNING: linker: unused DT entry" >&2; PATH="$TOOLS:$PATH" sh -c "$2";;
 esac
 """
 TOOL = f"""#!/bin/sh
@@ -127,7 +133,10 @@ def artifact(tmp_path):
 
 def measure(phone, artifact):
     return bench_on_phone(
-        phone, artifact, threads=2, duration=1.0, cool_down=0.0, progress=lambda text, done: None
+        phone,
+        artifact,
+        BenchOptions(threads=2, duration=1.0, cool_down=0.0),
+        progress=lambda text, done: None,
     )
 
 
@@ -145,6 +154,22 @@ def test_five_tries_and_nothing_is_copied_twice(phone, artifact, tmp_path):
     assert (tmp_path / "log").read_text().count("push") == 2
     save([found], tmp_path / "phone.json")
     assert json.loads((tmp_path / "phone.json").read_text())["phone_reports"][0]["summary"]["invalid"] is None
+
+
+def test_the_tool_may_print_to_either_stream(phone, artifact):
+    tool = Path(phone.tool)
+    tool.write_text(TOOL.replace("cat <<", "cat >&2 <<"))
+    assert measure(phone, artifact).tries[0].mean_us == 33209.4
+
+
+def test_a_failure_is_told_without_the_daemon(phone, monkeypatch):
+    for name in ("getprop", "dumpsys"):
+        (Path(phone.tool).parent / name).unlink()
+    (Path(phone.tool).parent / "adb").write_text(
+        "#!/bin/sh\necho '* daemon started successfully' >&2\necho 'error: device offline' >&2\nexit 1\n"
+    )
+    with pytest.raises(DeviceError, match=r"adb get-state failed: error: device offline; see"):
+        facts(phone)
 
 
 def test_a_tool_that_fails(phone, artifact):

@@ -14,8 +14,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitkit import bench as module
-from vitkit.bench import MIN_SAMPLES, BenchReport, bench, compare, load, notes, save, tables, to_markdown
+from vitkit.bench import (
+    MIN_SAMPLES,
+    BenchOptions,
+    BenchReport,
+    bench,
+    compare,
+    load,
+    notes,
+    save,
+    to_markdown,
+    to_tables,
+)
+from vitkit.bench import measure as module
+from vitkit.bench.pool import make_pool
+from vitkit.bench.ratios import _median_interval
 from vitkit.runtimes.card import ImageSpec, ModelCard, TensorSpec, sha256, write_card
 from vitkit.runtimes.errors import BadArtifact, BadInput, BadRequest, DeviceError
 
@@ -189,7 +202,7 @@ def test_scopes_are_compared_apart():
 
 @pytest.mark.parametrize("n", [6, 7, 20, 101])
 def test_the_interval_is_the_narrowest_that_covers_95_percent(n):
-    low, high = module._median_interval([float(i) for i in range(1, n + 1)])
+    low, high = _median_interval([float(i) for i in range(1, n + 1)])
 
     def outside(rank):
         return 2 * sum(math.comb(n, i) for i in range(int(rank))) / 2**n
@@ -199,8 +212,8 @@ def test_the_interval_is_the_narrowest_that_covers_95_percent(n):
 
 
 def test_five_rounds_give_no_interval():
-    assert module._median_interval([1.0] * 5) == (None, None)
-    assert module._median_interval([]) == (None, None)
+    assert _median_interval([1.0] * 5) == (None, None)
+    assert _median_interval([]) == (None, None)
 
 
 def test_separate_measurements_are_not_compared():
@@ -353,7 +366,7 @@ def test_every_engine_and_scope_meets_the_same_drawn_images():
 
 
 def test_generated_pools_repeat_by_seed_and_vary_in_size():
-    one, same, other = (module._pool(None, 8, seed) for seed in (1, 1, 2))
+    one, same, other = (make_pool(BenchOptions(pool_size=8, seed=seed)) for seed in (1, 1, 2))
     assert all(np.array_equal(a, b) for a, b in zip(one.images, same.images, strict=True))
     assert not all(np.array_equal(a, b) for a, b in zip(one.images, other.images, strict=True))
     assert len({image.shape for image in one.images}) > 1
@@ -366,10 +379,10 @@ def test_pools_of_real_images_skip_and_count_what_cannot_be_read(tmp_path):
     for i in range(3):
         Image.new("RGB", (4 + i, 4)).save(tmp_path / f"{i}.png")
     (tmp_path / "broken.jpg").write_bytes(b"no image")
-    pool = module._pool(tmp_path, 4, 0)
+    pool = make_pool(BenchOptions(images=tmp_path, pool_size=4))
     assert sorted(image.shape for image in pool.images) == [(4, 4, 3), (4, 5, 3), (4, 6, 3)]
     assert pool.description == {"source": str(tmp_path), "size": 3, "seed": 0, "unreadable": 1}
-    assert len(module._pool(tmp_path, 2, 0).images) == 2
+    assert len(make_pool(BenchOptions(images=tmp_path, pool_size=2)).images) == 2
 
 
 @pytest.mark.parametrize("files", [[], ["broken.jpg"]])
@@ -377,7 +390,7 @@ def test_pools_without_a_readable_image_are_refused(tmp_path, files):
     for name in files:
         (tmp_path / name).write_bytes(b"no image")
     with pytest.raises(BadInput, match=f"none of the {len(files)} images"):
-        module._pool(tmp_path, 4, 0)
+        make_pool(BenchOptions(images=tmp_path, pool_size=4))
 
 
 # The whole
@@ -386,7 +399,7 @@ def test_pools_without_a_readable_image_are_refused(tmp_path, files):
 @pytest.mark.usefixtures("quick")
 def test_bench_measures_artifacts_side_by_side(artifact, tmp_path):
     other = write_artifact(tmp_path / "other")
-    reports = bench([artifact, other], duration=0.1, pool_size=4, seed=3)
+    reports = bench([artifact, other], BenchOptions(duration=0.1, pool_size=4, seed=3))
     assert [(one.scope, one.artifact) for one in reports] == [
         ("engine", "means"),
         ("engine", "other"),
@@ -410,7 +423,7 @@ def test_bench_measures_artifacts_side_by_side(artifact, tmp_path):
 
 @pytest.mark.usefixtures("quick")
 def test_stage_times_add_up_to_the_wall_time(artifact):
-    engine, image = bench([artifact], duration=0.3, pool_size=4)
+    engine, image = bench([artifact], BenchOptions(duration=0.3, pool_size=4))
     assert engine.stages_ns == {}
     assert engine.stage_gap is None
     assert list(image.stages_ns) == ["prepare", "run", "decode"]
@@ -423,7 +436,7 @@ def test_stage_times_add_up_to_the_wall_time(artifact):
 @pytest.mark.usefixtures("quick")
 def test_batches(artifact, tmp_path):
     paths = [artifact, write_artifact(tmp_path / "four", 4), write_artifact(tmp_path / "any", None)]
-    reports = bench(paths, duration=0.02, pool_size=2, batch=3)
+    reports = bench(paths, BenchOptions(duration=0.02, pool_size=2, batch=3))
     assert [one.batch for one in reports] == [1, 4, 3] * 2
 
 
@@ -433,14 +446,16 @@ def test_real_images_and_threads(artifact, tmp_path):
 
     (tmp_path / "photos").mkdir()
     Image.new("RGB", (20, 10)).save(tmp_path / "photos/a.png")
-    (one,) = bench([artifact], images=tmp_path / "photos", duration=0.01, threads=1, scopes=["image"])
+    (one,) = bench(
+        [artifact], BenchOptions(images=tmp_path / "photos", duration=0.01, threads=1, scopes=["image"])
+    )
     assert one.pool["source"] == str(tmp_path / "photos")
     assert one.threads == one.settings["threads"] == 1
 
 
 @pytest.mark.usefixtures("quick")
 def test_reports_survive_json(artifact, tmp_path):
-    reports = bench([artifact], duration=0.02, pool_size=2)
+    reports = bench([artifact], BenchOptions(duration=0.02, pool_size=2))
     save(reports, tmp_path / "new/bench.json")
     assert load(tmp_path / "new/bench.json") == reports
 
@@ -470,7 +485,7 @@ def test_artifacts_of_the_same_name_are_told_apart(tmp_path):
 )
 def test_options_out_of_range_are_refused(artifact, options, text):
     with pytest.raises(BadRequest, match=text):
-        bench([artifact], **options)
+        bench([artifact], BenchOptions(**options))
 
 
 def test_nothing_to_measure_is_refused():
@@ -480,12 +495,12 @@ def test_nothing_to_measure_is_refused():
 
 def test_an_absent_device_is_refused(artifact):
     with pytest.raises(DeviceError, match="no device 'npu'"):
-        bench([artifact], device="npu", pool_size=1)
+        bench([artifact], BenchOptions(device="npu", pool_size=1))
 
 
 def test_a_folder_without_a_card_is_refused(tmp_path):
     with pytest.raises(BadArtifact, match=r"holds no card\.json"):
-        bench([tmp_path], pool_size=1)
+        bench([tmp_path], BenchOptions(pool_size=1))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1, "reports": [{}]}', '{"format": 2}'])
@@ -526,8 +541,8 @@ def test_reports_with_damaged_values_are_refused(tmp_path, field, value):
 
 @pytest.mark.usefixtures("quick")
 def test_the_decoding_is_recorded(artifact):
-    (one,) = bench([artifact], duration=0.01, pool_size=1, scopes=["image"], decode={"top": 2})
-    (plain,) = bench([artifact], duration=0.01, pool_size=1, scopes=["image"])
+    (one,) = bench([artifact], BenchOptions(duration=0.01, pool_size=1, scopes=["image"], decode={"top": 2}))
+    (plain,) = bench([artifact], BenchOptions(duration=0.01, pool_size=1, scopes=["image"]))
     assert (one.protocol["decode"], plain.protocol["decode"]) == ({"top": 2}, {})
 
 
@@ -555,7 +570,7 @@ def test_the_terminal_table_prints_names_as_they_are():
     from rich.console import Console
 
     console = Console(width=300, record=True, file=io.StringIO())
-    console.print(*tables([report([1], artifact="[red]model[/red]"), report([1], artifact="b")]))
+    console.print(*to_tables([report([1], artifact="[red]model[/red]"), report([1], artifact="b")]))
     assert "[red]model[/red]" in console.export_text()
 
 

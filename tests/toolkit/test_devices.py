@@ -17,10 +17,12 @@ from hypothesis import strategies as st
 from test_bench import write_artifact
 from typer.testing import CliRunner
 
+from vitkit.bench import BenchOptions
 from vitkit.cli.main import app
-from vitkit.devices import measure, registry
+from vitkit.devices import registry
 from vitkit.devices.link import Link, bench_on
-from vitkit.devices.registry import KINDS, Device, default_file, find_device, read_devices, write_devices
+from vitkit.devices.measure import measure
+from vitkit.devices.registry import KINDS, Device, default_file, find_machine, read_devices, write_devices
 from vitkit.devices.wheel import runtime_wheel
 from vitkit.runtimes.card import read_card, sha256, write_card
 from vitkit.runtimes.errors import BadRequest, DeviceError, VitkitError
@@ -29,7 +31,7 @@ PI = Device("pi", "ssh", "pi@10.0.0.2")
 ORIN = Device(
     "orin", "jetson", "ssh://nv@orin:2222", "~/env/bin/python", "/data/vit kit", ("onnx", "openvino")
 )
-SHORT = {"device": "cpu", "duration": 0.02, "pool_size": 2, "threads": 1, "scopes": ["engine"]}
+SHORT = BenchOptions(device="cpu", duration=0.02, pool_size=2, threads=1, scopes=("engine",))
 
 text = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1)
 devices = st.builds(
@@ -103,25 +105,26 @@ def test_the_file_lies_in_the_configuration_folder(monkeypatch, tmp_path):
 def test_finding_a_device(tmp_path, monkeypatch):
     file = tmp_path / "devices.toml"
     write_devices({"pi": PI, "orin": ORIN}, file)
-    assert find_device("pi", file) == PI
-    assert find_device("jetson", file) == ORIN
-    assert find_device("cpu", file) is None
-    assert find_device("GPU.1", file) is None
+    assert find_machine("pi", file) == (PI, None)
+    assert find_machine("pi:gpu", file) == (PI, "gpu")
+    assert find_machine("jetson", file) == (ORIN, None)
+    for device in (None, "cpu", "GPU.1", "AUTO:CPU"):
+        assert find_machine(device, file) == (None, device)
     with pytest.raises(BadRequest, match="vitkit device add board --address USER@HOST"):
-        find_device("board", file)
+        find_machine("board", file)
     write_devices({"orin": ORIN, "nano": Device("nano", "jetson", "n")}, file)
     with pytest.raises(BadRequest, match="several Jetsons, orin, nano"):
-        find_device("jetson", file)
+        find_machine("jetson", file)
     write_devices({"jetson": Device("jetson", "ssh", "n"), "orin": ORIN}, file)
-    assert find_device("jetson", file).kind == "ssh"
+    assert find_machine("jetson", file)[0].kind == "ssh"
 
 
 def test_a_jetson_needs_no_entry_for_itself(tmp_path, monkeypatch):
     file = tmp_path / "devices.toml"
     with pytest.raises(BadRequest, match="vitkit device add jetson --kind jetson --address USER@HOST"):
-        find_device("jetson", file)
+        find_machine("jetson", file)
     monkeypatch.setattr(registry, "is_jetson", lambda: True)
-    assert find_device("jetson", file) is None
+    assert find_machine("jetson:cuda", file) == (None, "cuda")
 
 
 # The wheel
@@ -168,15 +171,9 @@ def test_a_bench_through_another_python(here, tmp_path):
 def test_the_engines_own_device_there(here, tmp_path):
     write_devices({"here": here}, tmp_path / "devices.toml")
     artifact = write_artifact(tmp_path / "means")
-    options = {**SHORT, "device": "here:npu"}
+    machine, device = find_machine("here:npu", tmp_path / "devices.toml")
     with pytest.raises(DeviceError, match="here: ONNX Runtime has no device 'npu'"):
-        measure(
-            [artifact],
-            options,
-            devices=tmp_path / "devices.toml",
-            max_isa=None,
-            progress=lambda text, done: None,
-        )
+        measure([artifact], replace(SHORT, device=device), machine)
 
 
 def for_tensorrt(folder):
@@ -191,8 +188,8 @@ def test_each_target_has_its_own_device_unless_one_is_named(here, tmp_path):
     plain, package = write_artifact(tmp_path / "a" / "means"), for_tensorrt(tmp_path / "b" / "means")
 
     def run(artifact, device):
-        options = {**SHORT, "device": device, "threads": None}
-        return measure([artifact], options, devices=file, max_isa=None, progress=lambda text, done: None)
+        machine, engine_device = find_machine(device, file)
+        return measure([artifact], replace(SHORT, device=engine_device, threads=None), machine)
 
     assert [run(plain, device)[0].device for device in (None, "cpu", "here", "here:cpu")] == ["cpu"] * 4
     # Named, it is refused before the other process starts; unnamed, only TensorRT itself is missing.
@@ -210,9 +207,9 @@ def test_a_device_that_the_target_cannot_have_is_refused_before_the_link(here, t
     package = for_tensorrt(tmp_path / "means")
     away = replace(here, python="/no/python")
     with pytest.raises(DeviceError, match="run on cuda alone"):
-        bench_on(away, [package], {**SHORT, "device": "cpu"})
+        bench_on(away, [package], SHORT)
     with pytest.raises(DeviceError, match="no '/no/python' here"):
-        bench_on(away, [package], {**SHORT, "device": None})
+        bench_on(away, [package], replace(SHORT, device=None))
 
 
 def test_a_python_that_is_not_there(here):
@@ -282,8 +279,8 @@ def test_silence_ends_the_far_end(tmp_path, busy):
         shutil.copy(artifact / name, tmp_path / "files" / names[name])
     (tmp_path / digest).write_bytes(data)
     command = [sys.executable, "-c", SERVE, str(tmp_path), str(tmp_path / digest)]
-    options = {**SHORT, "duration": 60.0}
-    asked = {"do": "bench", "artifacts": ["0"], "folders": {"0": names}, "options": options, "max_isa": None}
+    options = replace(SHORT, duration=60.0).to_json()
+    asked = {"do": "bench", "artifacts": ["0"], "folders": {"0": names}, "options": options}
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         if busy:
             process.stdin.write(json.dumps(asked).encode() + b"\n")

@@ -6,7 +6,7 @@ from importlib import metadata
 import pytest
 
 from vitkit import doctor
-from vitkit.doctor import Check, diagnose, table, to_json
+from vitkit.doctor import Finding, diagnose, table, to_json
 from vitkit.runtimes.engine import RUNTIMES, Runtime
 
 INFO = {
@@ -20,12 +20,12 @@ INFO = {
 }
 
 
-def named(checks: list[Check], name: str) -> Check:
+def named(checks: list[Finding], name: str) -> Finding:
     (found,) = [check for check in checks if check.name == name]
     return found
 
 
-def check_target(target: str, package: str) -> Check:
+def check_target(target: str, package: str) -> Finding:
     return doctor._target(target, Runtime("vitkit.runtimes.onnx", package, target), [])
 
 
@@ -168,7 +168,7 @@ assert not {"torch", "timm", "torchvision", "nncf", "onnxscript"} & set(sys.modu
 print(json.dumps(checks))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    checks = [Check(**check) for check in json.loads(done.stdout)]
+    checks = [Finding(**check) for check in json.loads(done.stdout)]
     for target in ("onnx", "openvino"):
         assert not named(checks, f"run {target}").ok
     assert named(checks, "python").ok
@@ -176,16 +176,16 @@ print(json.dumps(checks))
 
 def test_findings_are_json():
     checks = diagnose()
-    assert [Check(**check) for check in json.loads(json.dumps(to_json(checks)))] == checks
+    assert [Finding(**check) for check in json.loads(json.dumps(to_json(checks)))] == checks
 
 
 def test_the_table_prints_commands_as_they_are():
     from rich.console import Console
 
     checks = [
-        Check("run a", False, "not installed", "pip install 'vitkit[onnx]'"),
-        Check("run b", False, "planned"),
-        Check("run c", True, "1.0"),
+        Finding("run a", False, "not installed", "pip install 'vitkit[onnx]'"),
+        Finding("run b", False, "planned"),
+        Finding("run c", True, "1.0"),
     ]
     console = Console(width=200, record=True, quiet=False)
     with console.capture() as capture:

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from test_bench import write_artifact
 from test_jetson import board
 
-from vitkit import bench
-from vitkit.bench import energy
+from vitkit.bench import BenchOptions, bench, energy, measure
 from vitkit.bench.energy import open_meter
 
 RANGE = 1_000_000
@@ -81,6 +80,18 @@ def test_rails_are_integrated(tmp_path, monkeypatch):
     assert "rails" in meter.source
 
 
+def test_an_idle_sensor_takes_no_energy_away(tmp_path, monkeypatch):
+    meter = open_meter(
+        tegrastats(tmp_path, monkeypatch, "echo 'RAM 1/2MB VDD_GPU -392mW/-392mW VDD_CPU 0mW/0mW'")
+    )
+    seen = []
+    for _ in range(10):
+        seen.append(meter.joules())
+        time.sleep(0.02)
+    meter.close()
+    assert set(seen) == {0.0}
+
+
 def test_a_board_without_rails_has_no_meter(tmp_path, monkeypatch):
     monkeypatch.setattr(energy, "_FIRST_LINE_S", 0.2)
     assert open_meter(tegrastats(tmp_path, monkeypatch, "echo 'RAM 1/2MB GR3D_FREQ @[1,2]'")) is None
@@ -93,11 +104,11 @@ def test_a_board_without_the_tool_has_no_meter(tmp_path, monkeypatch):
 
 def test_a_bench_on_a_board_says_what_it_took(tmp_path, monkeypatch):
     tegrastats(tmp_path, monkeypatch, "echo 'RAM 1/2MB tj@40C VDD_IN 10000mW/1mW'")
-    for module in (energy, bench):
+    for module in (energy, measure):
         monkeypatch.setattr(module, "is_jetson", lambda root=None: True)
-    monkeypatch.setattr(bench, "WARMUP_S", 0.001)
+    monkeypatch.setattr(measure, "WARMUP_S", 0.001)
     artifact = write_artifact(tmp_path / "means")
-    (one,) = bench.bench([artifact], duration=0.3, pool_size=2, scopes=["engine"], threads=1)
+    (one,) = bench([artifact], BenchOptions(duration=0.3, pool_size=2, scopes=["engine"], threads=1))
     assert one.environment["jetson_before"]["tegrastats"]["temperatures"] == {"tj": 40.0}
     assert one.environment["jetson_after"]["nvpmodel"] is None
     assert one.environment["throttled"] == []

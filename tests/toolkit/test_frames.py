@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from test_bench import report, write_artifact
 from typer.testing import CliRunner
 
-from vitkit import bench
-from vitkit.bench.frame_rate import frame_rate, sentence
+from vitkit.bench import measure
+from vitkit.bench.frame_rate import describe, frame_rate
 from vitkit.cli.main import app
 from vitkit.runtimes.errors import BadRequest
 
@@ -29,12 +29,12 @@ def test_it_holds_where_99_of_100_queries_are_in_time(seed, n, fps, batch):
 
 
 def test_the_answers_in_words():
-    holds = sentence(report(FAST, energy=ENERGY), 30)
+    holds = describe(report(FAST, energy=ENERGY), 30)
     assert holds == (
         "a (engine): holds 30 FPS at p99, p99 10.00 ms of 33.33 ms, 70% headroom; "
         "0.5 J a frame (RAPL, CPU packages; an estimate)."
     )
-    slow = sentence(report(FAST), 200)
+    slow = describe(report(FAST), 200)
     assert "does not hold 200 FPS at p99, p99 10.00 ms of 5.00 ms, 100% too slow; energy unknown" in slow
 
 
@@ -46,7 +46,7 @@ def test_a_p99_at_the_limit_holds():
 def test_too_few_samples_give_no_answer_but_the_way_to_one():
     few = report([10_000_000] * 100)
     assert frame_rate(few, 30).holds is None
-    text = sentence(few, 30)
+    text = describe(few, 30)
     assert "n too small to say whether it holds 30 FPS at p99, 100 queries of 662" in text
     seconds = int(text.split("--duration ")[1].split(";")[0])
     assert 6.62 < seconds <= 8
@@ -54,7 +54,7 @@ def test_too_few_samples_give_no_answer_but_the_way_to_one():
 
 def test_invalid_measurements_give_none():
     environment = {**report([1]).environment, "throttled": ["oc1"]}
-    assert "no answer for 30 FPS" in sentence(report(FAST, environment=environment), 30)
+    assert "no answer for 30 FPS" in describe(report(FAST, environment=environment), 30)
 
 
 @pytest.mark.parametrize("fps", [0, -1, math.nan, math.inf])
@@ -64,7 +64,7 @@ def test_frame_rates_that_are_none(fps):
 
 
 def test_the_command_answers(tmp_path, monkeypatch):
-    monkeypatch.setattr(bench, "WARMUP_S", 0.001)
+    monkeypatch.setattr(measure, "WARMUP_S", 0.001)
     options = ["--scope", "engine", "--duration", "0.1", "--pool-size", "2", "--threads", "1"]
     command = ["bench", str(write_artifact(tmp_path / "means")), *options, "--fps-target"]
     done = CliRunner().invoke(app, [*command, "30"])

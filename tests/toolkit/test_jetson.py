@@ -48,6 +48,27 @@ def test_rails_add_up_where_none_is_the_input():
     assert (found.gpu_load, found.gpu_mhz) == (8, (0, 9))
 
 
+# As two AGX Thor boards with JetPack 7 print it; the second one has no rail of the whole board.
+THOR = (
+    "05-14-2026 21:36:35 RAM 26063/125772MB (lfb 35x4MB) CPU [2%@972,0%@972] VDD_GPU -392mW/-392mW "
+    "VDD_CPU_SOC_MSS 3924mW/3835mW VIN_SYS_5V0 5064mW/5055mW"
+)
+
+
+def test_the_offset_of_an_idle_sensor_is_no_power():
+    found = parse_tegrastats(THOR)
+    assert found.power_mw == {"VDD_GPU": -392, "VDD_CPU_SOC_MSS": 3924, "VIN_SYS_5V0": 5064}
+    assert found.watts == pytest.approx(3.924 + 5.064)
+    assert parse_tegrastats(f"{THOR} VIN 15004mW/15096mW").watts == 15.004
+    assert parse_tegrastats("RAM 1/2MB VIN -5mW/0mW").watts == 0
+    assert parse_tegrastats("RAM 1/2MB GPU -5/-4 CPU 7/6").watts == 0.007
+
+
+def test_a_rail_may_have_one_value():
+    found = parse_tegrastats("RAM 1/2MB APE 174 VDD_GPU 5517mW VIN 28548mW")
+    assert found.power_mw == {"VDD_GPU": 5517, "VIN": 28548}
+
+
 def test_what_a_line_lacks_is_none():
     found = parse_tegrastats("RAM 4722/7844MB (lfb 1x512kB) EMC_FREQ 2%@1866 GR3D_FREQ @[10,20,30] APE 150")
     assert (found.gpu_load, found.gpu_mhz) == (None, (10, 20, 30))
@@ -76,7 +97,7 @@ core = st.none() | st.tuples(st.integers(0, 100), number)
     bare=st.booleans(),
     temperatures=st.dictionaries(name, st.integers(-256000, 120000).map(lambda t: t / 1000), max_size=8),
     pairs=st.booleans(),
-    rails=st.dictionaries(name, st.tuples(number, number, number), max_size=6),
+    rails=st.dictionaries(name, st.tuples(*[st.integers(-999, 99999)] * 3), max_size=6),
     values=st.integers(2, 3),
     unit=st.sampled_from(["", "mW"]),
 )
@@ -104,6 +125,7 @@ def test_every_variant_of_the_grammar_comes_back(
     assert found.gpu_mhz == tuple(clocks)
     assert found.temperatures == {k: float(f"{v:g}") for k, v in temperatures.items() if v != -256}
     assert found.power_mw == {key: value[0] for key, value in rails.items()}
+    assert found.watts is None or found.watts >= 0
 
 
 # Read off each line by eye: total W, GPU MHz, cores that are on, RAM in use, hottest sensor.

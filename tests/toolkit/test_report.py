@@ -450,6 +450,18 @@ def test_bad_requests_are_refused(write, tmp_path):
     assert good.read_bytes() == before
 
 
+def test_only_a_page_is_replaced(write, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    good = write("good.json", [report([5])])
+    for _ in range(2):
+        assert vitkit("report", good)[1] == "the page is report.html\n"
+    page = Path("report.html").read_text("utf-8")
+    for other in ("", "<title>My report</title>", "\xff" * 3000 + page):
+        Path("report.html").write_text(other, "utf-8")
+        assert "report.html is no page of vitkit report" in vitkit("report", good, code=2)[1]
+        assert Path("report.html").read_text("utf-8") == other
+
+
 def test_no_torch_is_needed():
     code = "import sys, vitkit.report; print([m for m in ('torch', 'matplotlib') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -21,11 +21,12 @@ pytest.importorskip("openvino")
 pytest.importorskip("ai_edge_litert")
 from test_bench import write_artifact
 
+from vitkit.bench import BenchOptions
 from vitkit.devices.link import Link, bench_on
 from vitkit.devices.registry import Device
 from vitkit.doctor import _TINY_TFLITE
 from vitkit.runtimes.card import ImageSpec, TensorSpec, read_card, sha256, write_card
-from vitkit.runtimes.errors import BadArtifact, BadRequest, DeviceError
+from vitkit.runtimes.errors import BadArtifact, BadInput, BadRequest, DeviceError
 
 SSHD = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
 RUNTIME = (
@@ -40,7 +41,7 @@ RUNTIME = (
 ENGINES = ("onnx", "openvino", "tflite")
 # What a shell, a terminal or a path could stumble over.
 HOSTILE = "-o Proxy'\"$(touch pwned)`;\\ \n*é"
-SHORT = {"device": "cpu", "duration": 0.05, "pool_size": 2, "threads": 1, "scopes": ["engine"]}
+SHORT = BenchOptions(device="cpu", duration=0.05, pool_size=2, threads=1, scopes=("engine",))
 
 if SSHD is None or shutil.which("ssh") is None:
     pytest.skip("there is no sshd here: apt-get install openssh-server", allow_module_level=True)
@@ -214,7 +215,7 @@ def big_file(tmp_path_factory) -> Path:
 
 def test_a_bench_of_all_engines(host, artifacts, photo_folder, tmp_path):
     seen = []
-    options = {**SHORT, "images": photo_folder, "scopes": ["image"]}
+    options = replace(SHORT, images=photo_folder, scopes=("image",))
     reports = bench_on(host.device, artifacts, options, progress=lambda text, done: seen.append((text, done)))
     assert [one.artifact for one in reports] == [path.name for path in artifacts]
     assert [one.target for one in reports] == list(ENGINES)
@@ -238,7 +239,7 @@ def test_it_diagnoses_itself_and_needs_no_vitkit(host, runtime_python):
     assert found.stdout.strip() == "[]"
     with Link(host.device) as link:
         condition = link.check()
-    checks = {check.name: check for check in condition.checks}
+    checks = {check.name: check for check in condition.findings}
     assert condition.python == ".".join(map(str, sys.version_info[:3]))
     assert not condition.jetson
     assert checks["run onnx"].ok
@@ -248,8 +249,10 @@ def test_it_diagnoses_itself_and_needs_no_vitkit(host, runtime_python):
 
 
 def test_an_error_there_is_an_error_here(host, artifacts, tmp_path):
-    with pytest.raises(BadRequest, match="box: threads is 0"):
-        bench_on(host.device, artifacts[:1], {**SHORT, "threads": 0})
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "broken.jpg").write_bytes(b"no image")
+    with pytest.raises(BadInput, match="box: none of the 1 images"):
+        bench_on(host.device, artifacts[:1], replace(SHORT, images=tmp_path / "images"))
     broken = write_artifact(tmp_path / "broken")
     (broken / "model.onnx").write_bytes(b"no model")
     with pytest.raises(BadArtifact, match="not what was exported"):
@@ -269,7 +272,7 @@ def test_a_link_that_breaks_while_measuring(host, artifacts):
             host.drop()
 
     with pytest.raises(DeviceError, match="box: the link to"):
-        bench_on(host.device, artifacts[:1], {**SHORT, "duration": 60.0}, progress=cut)
+        bench_on(host.device, artifacts[:1], replace(SHORT, duration=60.0), progress=cut)
     assert wait_until(lambda: not host.workers())
     assert wait_until(lambda: host.left_over() == [])
 
@@ -342,7 +345,7 @@ def test_an_engine_that_crashes_is_told(host, artifacts):
             os.kill(max(host.workers()), signal.SIGSEGV)
 
     with pytest.raises(DeviceError, match=r"box: the engine crashed while it was measured \(SIGSEGV\)"):
-        bench_on(host.device, artifacts[:1], {**SHORT, "duration": 60.0}, progress=kill)
+        bench_on(host.device, artifacts[:1], replace(SHORT, duration=60.0), progress=kill)
     assert wait_until(lambda: host.left_over() == [])
 
 

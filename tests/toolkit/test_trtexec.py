@@ -19,8 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_bench import report
 
-from vitkit import bench as benchmark
-from vitkit.bench import load, notes, save, tables, to_markdown, trtexec
+from vitkit.bench import load, measure, notes, save, to_markdown, to_tables, trtexec
+from vitkit.bench.measure import _cross_check
 from vitkit.bench.trtexec import cross_check, find_trtexec, parse_summary, parse_times
 from vitkit.report.page import page
 from vitkit.report.results import Results
@@ -352,13 +352,13 @@ def test_only_an_engine_with_a_plan_is_checked(tool, tmp_path, monkeypatch):
     lanes = [lane("engine", plan), lane("engine", None), lane("image", plan)]
     tool(V10_3, exported([3.14062]))
     reports, seen = [report([5], scope=one.scope) for one in lanes], []
-    benchmark._cross_check(reports, lanes, lambda text, done: seen.append(text))
+    _cross_check(reports, lanes, lambda text, done: seen.append(text))
     assert [one.cross_check is None for one in reports] == [False, True, True]
     assert reports[0].cross_check["gpu_ns"] == [3_140_620]
     assert seen == ["cross-checking a by trtexec"]
-    monkeypatch.setattr(benchmark, "find_trtexec", lambda: None)
+    monkeypatch.setattr(measure, "find_trtexec", lambda: None)
     reports = [report([5])]
-    benchmark._cross_check(reports, lanes[:1], lambda text, done: None)
+    _cross_check(reports, lanes[:1], lambda text, done: None)
     assert reports[0].cross_check is None
 
 
@@ -395,7 +395,7 @@ def test_a_report_says_what_the_cross_check_is():
     ]  # fmt: skip
     assert not any("trtexec ms" in line for line in image if line.startswith("| "))
     assert "trtexec" not in to_markdown([report([5])])
-    assert len(tables(rows)) == 2
+    assert len(to_tables(rows)) == 2
 
 
 def test_cross_checks_survive_the_file(tmp_path):
@@ -437,5 +437,5 @@ def test_the_terminal_table_has_it_too():
     from rich.console import Console
 
     console = Console(width=300, record=True, file=io.StringIO())
-    console.print(*tables([report([5_000_000], cross_check=GOOD)]))
+    console.print(*to_tables([report([5_000_000], cross_check=GOOD)]))
     assert re.search(r"trtexec ms \(ratio\)\s+2\.00 \(2\.50\)", console.export_text())

@@ -11,20 +11,15 @@ from pathlib import Path
 import pytest
 from test_bench import write_artifact
 
+from vitkit.bench import BenchOptions, isa
 from vitkit.bench.cpu import cpu_info
-from vitkit.devices.worker import ISAS, bench_apart, check_isa, collect, crash_text, events
+from vitkit.bench.isa import ISAS, cap_isa
+from vitkit.devices.worker import bench_apart, collect, crash_text, events
 from vitkit.runtimes.card import ImageSpec, ModelCard, TensorSpec, read_card, write_card
 from vitkit.runtimes.errors import BadArtifact, BadInput, BadRequest, DeviceError
 
 openvino = pytest.importorskip("openvino")
-SHORT = {
-    "device": "cpu",
-    "duration": 0.02,
-    "pool_size": 2,
-    "threads": 1,
-    "scopes": ["engine"],
-    "images": None,
-}
+SHORT = BenchOptions(device="cpu", duration=0.02, pool_size=2, threads=1, scopes=("engine",))
 FEATURES = cpu_info()["features"] or []
 
 
@@ -86,14 +81,14 @@ def test_errors_keep_their_class(tmp_path):
     with pytest.raises(BadArtifact, match=r"holds no card\.json"):
         bench_apart([tmp_path], SHORT)
     with pytest.raises(BadInput, match="image folder"):
-        bench_apart([write_artifact(tmp_path / "means")], {**SHORT, "images": tmp_path / "none"})
+        bench_apart([write_artifact(tmp_path / "means")], replace(SHORT, images=tmp_path / "none"))
 
 
 def test_under_a_cap(tmp_path):
     if "avx2" not in FEATURES:
         pytest.skip("this CPU has no AVX2 to cap at")
     artifact = for_openvino(write_artifact(tmp_path / "means"))
-    (report,) = bench_apart([artifact], SHORT, max_isa="avx2")
+    (report,) = bench_apart([artifact], replace(SHORT, max_isa="avx2"))
     assert report.emulated == "avx2"
     assert report.settings["ONEDNN_MAX_CPU_ISA"] == "AVX2"
     assert "ONEDNN_MAX_CPU_ISA" not in os.environ
@@ -102,7 +97,7 @@ def test_under_a_cap(tmp_path):
 CONVOLUTION = """
 import sys
 from pathlib import Path
-from vitkit.devices.worker import cap_isa
+from vitkit.bench.isa import cap_isa
 if sys.argv[2] != "none":
     cap_isa(sys.argv[2], [Path(sys.argv[1])])
 import numpy as np, openvino
@@ -140,34 +135,30 @@ def test_a_crash_under_a_cap_is_told_and_no_measurement(tmp_path):
     with pytest.raises(
         DeviceError, match=r"crashed while it was measured \(SIGSEGV\).* under --max-isa avx2"
     ):
-        bench_apart([normalising(tmp_path / "norms")], SHORT, max_isa="avx2")
+        bench_apart([normalising(tmp_path / "norms")], replace(SHORT, max_isa="avx2"))
 
 
 def test_what_cannot_be_capped(tmp_path):
     artifact = write_artifact(tmp_path / "means")
     with pytest.raises(BadRequest, match=r"works for openvino, and .* is compiled for onnx"):
-        bench_apart([artifact], SHORT, max_isa="avx2")
+        bench_apart([artifact], replace(SHORT, max_isa="avx2"))
     with pytest.raises(BadRequest, match="--max-isa is 'sse'; known are avx2, avx2_vnni, avx512_vnni"):
-        check_isa("sse", [artifact])
+        BenchOptions(max_isa="sse")
 
 
-@pytest.mark.parametrize("isa", ISAS)
-def test_a_cpu_shows_only_less_than_it_has(tmp_path, monkeypatch, isa):
-    from vitkit.devices import worker
-
-    monkeypatch.setattr(worker, "cpu_info", lambda: {"features": ["asimd"]})
+@pytest.mark.parametrize("name", ISAS)
+def test_a_cpu_shows_only_less_than_it_has(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(isa, "cpu_info", lambda: {"features": ["asimd"]})
     artifact = for_openvino(write_artifact(tmp_path / "means"))
     with pytest.raises(BadRequest, match=r"this CPU has no avx.*; it has asimd"):
-        worker.cap_isa(isa, [artifact])
+        cap_isa(name, [artifact])
 
 
 def test_a_loaded_openvino_cannot_be_capped(tmp_path, monkeypatch):
-    from vitkit.devices import worker
-
-    monkeypatch.setattr(worker, "cpu_info", lambda: {"features": ["avx2"]})
+    monkeypatch.setattr(isa, "cpu_info", lambda: {"features": ["avx2"]})
     monkeypatch.setitem(sys.modules, "openvino", sys.modules.get("openvino", os))
     with pytest.raises(BadRequest, match="ignores a cap"):
-        worker.cap_isa("avx2", [for_openvino(write_artifact(tmp_path / "means"))])
+        cap_isa("avx2", [for_openvino(write_artifact(tmp_path / "means"))])
 
 
 # Events

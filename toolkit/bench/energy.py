@@ -17,7 +17,7 @@ _FIRST_LINE_S = 3.0
 
 
 class Meter(Protocol):
-    """A counter of energy; `source` says of what, for reports."""
+    """A counter of energy; `source` names what it counts, for reports."""
 
     source: str
 
@@ -53,13 +53,13 @@ class Rapl:
 
 
 class Rails:
-    """Power of a Jetson's module by tegrastats, a sample every 0.1 s, integrated.
+    """Power of a Jetson by tegrastats, a sample every 0.1 s, integrated; see `TegraStats.watts`.
 
-    Blocks of a bench are hardly longer, so engines measured in turns lend each other some of their power:
+    Blocks of a bench are hardly longer than a sample, so engines measured in turns blur into each other:
     measure one alone for its energy.
     """
 
-    source = "on-board rails, whole module"
+    source = "on-board rails, whole module or board"
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
@@ -90,7 +90,7 @@ class Rails:
         self._first.set()
 
     def joules(self) -> float:
-        """Energy in J since the first sample; since the last one its power is taken to have stayed."""
+        """Energy in J since the first sample, with the last sample's power up to now."""
         with self._lock:
             if self._last is None:
                 return 0.0
@@ -103,7 +103,7 @@ class Rails:
 
 
 def open_meter(root: Path = Path("/")) -> Meter | None:
-    """The best meter that this machine has and lets us read; None where there is none.
+    """The best meter that this machine has and that may be read; None if there is none.
 
     RAPL can often be read by root alone. `root` is the folder that holds `sys`, `proc` and `etc`.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from vitkit.bench import MIN_SAMPLES, BenchReport
+from vitkit.bench.report import MIN_SAMPLES, BenchReport
 from vitkit.runtimes.errors import BadRequest
 
 QUANTILE = 99.0
@@ -15,8 +15,8 @@ class FrameRate(NamedTuple):
     """Whether a query keeps up with `fps` frames a second at the 99th percentile.
 
     `p99_ms` is that percentile and `budget_ms` the time there is; `headroom` is the share of the budget that
-    is left, negative where the engine is too slow. `holds` and those are None where the samples are too few
-    for the percentile. `joules` is the energy of a frame, None where nothing measured it.
+    is left, negative if the engine is too slow. `holds` and those are None if the samples are too few
+    for the percentile. `joules` is the energy of a frame, None if nothing measured it.
     """
 
     fps: float
@@ -47,8 +47,8 @@ def frame_rate(report: BenchReport, fps: float) -> FrameRate:
     return FrameRate(fps, headroom >= 0, p99 / 1e6, budget, headroom, report.joules_per_image)
 
 
-def sentence(report: BenchReport, fps: float) -> str:
-    """The answer in words, with what is missing for one where there is none. Raises BadRequest as above."""
+def describe(report: BenchReport, fps: float) -> str:
+    """The answer in words, or how to measure for one. Raises BadRequest as `frame_rate`."""
     found = frame_rate(report, fps)
     who = f"{report.artifact} ({report.scope})"
     if report.energy is None:

@@ -1,4 +1,4 @@
-"""What a Jetson tells about itself: the lines of tegrastats, its power mode, and whether it throttled."""
+"""Reading a Jetson: the lines of tegrastats, its power mode, and whether it throttled."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _CORE = re.compile(r"(?:(\d+)%)?(?:@(\d+))?$")
 _GPU = re.compile(r"\bGR3D\d*_FREQ (?:(\d+)%)?(?:@(?:\[([\d,]*)\]|(\d+)))?(?= |$)")
 _EMC = re.compile(r"\bEMC_FREQ (\d+)%(?:@(\d+))?(?= |$)")
 _TEMPERATURE = re.compile(r"(?<= )(\w+)@(-?\d+(?:\.\d+)?)C(?:/-?\d+(?:\.\d+)?C)?(?= |$)")
-_RAIL = re.compile(r"(?<= )([A-Za-z]\w*) (\d+)(?:mW)?((?:/\d+(?:mW)?){1,2})(?= |$)")
+_RAIL = re.compile(r"(?<= )([A-Za-z]\w*) (-?\d+)(?:mW(?:/-?\d+mW)*|(?:/-?\d+){1,2})(?= |$)")
 
 
 class Core(NamedTuple):
-    """One CPU core: its load in per cent and clock in MHz, None where the line does not tell."""
+    """One CPU core: its load in per cent and clock in MHz, None if the line lacks it."""
 
     load: int | None
     mhz: int | None
@@ -41,10 +41,11 @@ class Core(NamedTuple):
 class TegraStats(NamedTuple):
     """One line of tegrastats.
 
-    `time` is the board's clock where the line has one; `ram_mb` and `swap_mb` are (used, total); `cores`
+    `time` is the board's clock if the line has one; `ram_mb` and `swap_mb` are (used, total); `cores`
     has None for a core that is off; `gpu_load` is in per cent, `gpu_mhz` one clock for each part of the
     GPU; `emc_load` and `emc_mhz` are of the memory controller. `temperatures` are in degrees Celsius, of
-    the sensors that are switched on; `power_mw` is the present power of each rail in mW.
+    the sensors that are switched on; `power_mw` is the present reading of each rail in mW, a negative one
+    as it stands.
     """
 
     time: datetime | None
@@ -60,21 +61,24 @@ class TegraStats(NamedTuple):
 
     @property
     def watts(self) -> float | None:
-        """Power of the whole module: of its input rail, or else the sum of its rails; None without rails.
+        """Power in W: of the input rail of module or board, else the sum of the rails; None without rails.
 
-        On AGX boards the sum leaves out the memory's rail, which the 5 V rail contains.
+        Never negative. An idle rail of Thor reads about -400 mW, which is the offset of its sensor and no
+        power that flows back, so that it counts as 0 and takes nothing from the other rails. On AGX boards
+        the sum leaves out the memory's rail, which the 5 V rail contains.
         """
+        power = {name: max(0, reading) for name, reading in self.power_mw.items()}
         for name in _TOTAL_RAILS:
-            if name in self.power_mw:
-                return self.power_mw[name] / 1000
-        added = [power for name, power in self.power_mw.items() if name not in _NOT_ADDED]
+            if name in power:
+                return power[name] / 1000
+        added = [value for name, value in power.items() if name not in _NOT_ADDED]
         return sum(added) / 1000 if added else None
 
 
 def parse_tegrastats(line: str) -> TegraStats:
     """Read one line as any board and JetPack from 4 to 7 prints it; raises BadInput for other lines.
 
-    The formats differ: rails with or without `mW`, with two values or three (present, average, peak), the
+    The formats differ: rails with or without `mW`, with one to three values (present, average, peak), the
     GPU with clocks, without them or with nothing else, cores that are off. What a line lacks is None or
     empty. A rail that occurs twice is the sum of both.
     """
@@ -87,7 +91,7 @@ def parse_tegrastats(line: str) -> TegraStats:
     loads = [int(load) for load, _, _ in gpus if load]
     clocks = ",".join(several or single or "" for _, several, single in gpus)
     power: dict[str, int] = {}
-    for name, present, _ in _RAIL.findall(line):
+    for name, present in _RAIL.findall(line):
         power[name] = power.get(name, 0) + int(present)
     found = {name: float(value) for name, value in _TEMPERATURE.findall(line)}
     return TegraStats(
@@ -122,7 +126,7 @@ def _core(text: str) -> Core | None:
 def joules(samples: Sequence[tuple[float, float]]) -> float:
     """Energy of power samples (time in s, power in W), by the trapezoidal rule; 0 for fewer than two.
 
-    Raises BadInput where time runs backwards.
+    Raises BadInput if time runs backwards.
     """
     total = 0.0
     for (start, first), (end, second) in pairwise(samples):
@@ -143,10 +147,10 @@ def is_jetson(root: Path = Path("/")) -> bool:
 def board_state() -> dict[str, Any]:
     """Power mode, clocks, temperatures and throttling of this Jetson now, ready for JSON.
 
-    `nvpmodel` is what the tool of that name answers, `tegrastats` one line as `parse_tegrastats` reads it;
-    None where a tool is missing or says nothing.
+    `nvpmodel` is the output of the tool of that name, `tegrastats` one line as `parse_tegrastats` reads it;
+    None if a tool is missing or prints nothing.
     """
-    mode, line = _asked(["nvpmodel", "-q"]), _asked(["tegrastats", "--interval", "200"], lines=1)
+    mode, line = _output_of(["nvpmodel", "-q"]), _output_of(["tegrastats", "--interval", "200"], lines=1)
     try:
         stats = parse_tegrastats(line)._asdict() if line else None
     except BadInput:
@@ -156,8 +160,8 @@ def board_state() -> dict[str, Any]:
     return {"nvpmodel": mode, "tegrastats": stats, "throttling": throttling()}
 
 
-def _asked(command: Sequence[str], lines: int | None = None) -> str | None:
-    """What a tool prints: its first `lines`, or all until it ends; None where it cannot be run."""
+def _output_of(command: Sequence[str], lines: int | None = None) -> str | None:
+    """The first `lines` that a tool prints, or all until it ends; None if it cannot be run."""
     try:
         with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, NoReturn, Optional
 
 import typer
 
 from vitkit.cli.arguments import DevicesFile, Threads
-from vitkit.cli.show import print_table, progress_bar, say
+from vitkit.cli.show import print_table, say, step_bar
 
 if TYPE_CHECKING:
+    from vitkit.bench import BenchOptions, BenchReport
     from vitkit.devices.registry import Device
+
+# By the flag, the field of `BenchOptions` that no phone's tool takes.
+_UNUSED_BY_PHONES = {
+    "--device NAME:DEVICE": "device",
+    "--batch": "batch",
+    "--images": "images",
+    "--pool-size": "pool_size",
+    "--seed": "seed",
+    "--scope": "scopes",
+    "--fast": "decode",
+    "--max-isa": "max_isa",
+}
 
 
 def bench(
@@ -20,17 +33,17 @@ def bench(
         Optional[str],  # noqa: UP045
         typer.Option(
             "--device",
-            help="cpu, what the vendor has here, or NAME or NAME:gpu of vitkit device list "
-            "(cpu, and cuda for TensorRT).",
+            help="A device of this machine (cpu, gpu, npu, cuda), or NAME or NAME:DEVICE of "
+            "vitkit device list (cuda for TensorRT, else cpu).",
         ),
     ] = None,
     devices: DevicesFile = None,
     threads: Threads = None,
     duration: Annotated[float, typer.Option(help="Seconds recorded for each artifact and scope.")] = 10.0,
-    batch: Annotated[int, typer.Option(help="Images a query, for engines with a free batch size.")] = 1,
+    batch: Annotated[int, typer.Option(help="Images in each query, for engines with a free batch size.")] = 1,
     images: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option("--images", help="Photographs to draw inputs from (generated ones)."),
+        typer.Option("--images", help="Folder of images to draw inputs from (generated images)."),
     ] = None,
     pool_size: Annotated[int, typer.Option(help="How many different images to draw from.")] = 32,
     seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
@@ -45,7 +58,7 @@ def bench(
     ] = False,
     fps_target: Annotated[
         Optional[float],  # noqa: UP045
-        typer.Option("--fps-target", help="Say whether it keeps up with so many frames a second at p99."),
+        typer.Option("--fps-target", help="Answer whether it keeps up with this frame rate at p99."),
     ] = None,
     max_isa: Annotated[
         Optional[str],  # noqa: UP045
@@ -54,7 +67,7 @@ def bench(
         ),
     ] = None,
     cool_down: Annotated[
-        float, typer.Option(help="Of phones: seconds of rest before each of five tries.")
+        float, typer.Option(help="Seconds of rest before each of the five tries on a phone.")
     ] = 300.0,
     json: Annotated[
         Optional[Path],  # noqa: UP045
@@ -66,76 +79,80 @@ def bench(
     Several artifacts are measured in turns in one process and compared as ratios to the first. A
     percentile that the number of samples cannot support is not printed.
     """
-    from rich.console import Console
-
-    from vitkit import bench as benchmark
-    from vitkit.bench.frame_rate import check_fps, sentence
-    from vitkit.devices import measure
-    from vitkit.devices.registry import default_file, find_device
-    from vitkit.runtimes.errors import BadRequest
+    from vitkit.bench import SCOPES, BenchOptions, save
+    from vitkit.bench.frame_rate import check_fps
+    from vitkit.devices.measure import measure
+    from vitkit.devices.registry import find_machine
     from vitkit.runtimes.files import check_writable
 
     if fps_target is not None:
         check_fps(fps_target)
     if json:
         check_writable(json)
-    options = {
-        "device": device,
-        "threads": threads,
-        "batch": batch,
-        "duration": duration,
-        "images": images,
-        "pool_size": pool_size,
-        "seed": seed,
-        "scopes": scope or ("engine", "image"),
-        "decode": {"fast": True} if fast else None,
-    }
-    phone = find_device(device.partition(":")[0], devices or default_file()) if device else None
-    if phone and phone.kind == "adb":
-        refused = {"--fps-target": fps_target, "--max-isa": max_isa, "--images": images, "--scope": scope}
-        if given := [flag for flag, value in {**refused, "--fast": fast}.items() if value]:
-            raise BadRequest(
-                f"{given[0]} is not for phones: benchmark_model keeps no raw times and decodes nothing"
-            )
-        _bench_phone(phone, artifacts, options, cool_down, json)
+    machine, engine_device = find_machine(device, devices)
+    options = BenchOptions(
+        device=engine_device,
+        threads=threads,
+        batch=batch,
+        duration=duration,
+        images=images,
+        pool_size=pool_size,
+        seed=seed,
+        scopes=tuple(scope or SCOPES),
+        decode={"fast": True} if fast else None,
+        max_isa=max_isa,
+        cool_down=cool_down,
+    )
+    if machine and machine.kind == "adb":
+        if fps_target is not None:
+            _refuse_for_phones("--fps-target")
+        _bench_phone(machine, artifacts, options, json)
         return
-    with progress_bar("measuring") as progress:
-        reports = measure(
-            artifacts,
-            options,
-            devices=devices,
-            max_isa=max_isa,
-            progress=lambda text, fraction: progress(round(100 * fraction), 100),
-        )
-    for table in benchmark.tables(reports):
-        Console().print(table)
-    if fps_target is not None:
-        for report in reports:
-            typer.echo(sentence(report, fps_target))
-    for note in benchmark.notes(reports):
-        typer.echo(note)
+    with step_bar() as progress:
+        reports = measure(artifacts, options, machine, progress=progress)
+    _print_reports(reports, fps_target)
     if json:
-        benchmark.save(reports, json)
+        save(reports, json)
         say(f"raw times: {json}")
 
 
-def _bench_phone(
-    phone: Device, artifacts: list[Path], options: dict[str, Any], cool_down: float, json: Path | None
-) -> None:
+def _print_reports(reports: list[BenchReport], fps_target: float | None) -> None:
+    from rich.console import Console
+
+    from vitkit.bench import notes, to_tables
+    from vitkit.bench.frame_rate import describe
+
+    for table in to_tables(reports):
+        Console().print(table)
+    if fps_target is not None:
+        for report in reports:
+            typer.echo(describe(report, fps_target))
+    for note in notes(reports):
+        typer.echo(note)
+
+
+def _refuse_for_phones(flag: str) -> NoReturn:
+    from vitkit.runtimes.errors import BadRequest
+
+    raise BadRequest(f"{flag} is not for phones: benchmark_model keeps no raw times and decodes nothing")
+
+
+def _bench_phone(phone: Device, artifacts: list[Path], options: BenchOptions, json: Path | None) -> None:
+    from vitkit.bench import BenchOptions
     from vitkit.devices import android
 
+    for flag, name in _UNUSED_BY_PHONES.items():
+        if getattr(options, name) != getattr(BenchOptions, name):
+            _refuse_for_phones(flag)
     reports = []
-    with progress_bar("measuring") as progress:
-        for artifact in artifacts:
-            report = android.bench_on_phone(
-                phone,
-                artifact,
-                threads=options["threads"],
-                duration=options["duration"],
-                cool_down=cool_down,
-                progress=lambda text, fraction: progress(round(100 * fraction), 100),
-            )
-            reports.append(report)
+    with step_bar() as progress:
+        for i, artifact in enumerate(artifacts):
+
+            def show(text: str, share: float, i: int = i) -> None:
+                progress(text, (i + share) / len(artifacts))
+
+            found = android.bench_on_phone(phone, artifact, options, progress=show)
+            reports.append(found)
     for report in reports:
         print_table((report.artifact, ""), android.rows(report))
         if report.invalid:

@@ -102,7 +102,7 @@ def check(name: NameArgument, devices: DevicesFile = None, json: JsonFlag = Fals
         return
     with Link(entry) as link:
         found = link.check()
-    checks = [one for one in found.checks if not one.name.startswith(_AT_HOME)]
+    checks = [one for one in found.findings if not one.name.startswith(_AT_HOME)]
     missing = [one.name for one in checks if not one.ok and one.name in {f"run {t}" for t in entry.targets}]
     wrong_kind = entry.kind == "jetson" and not found.jetson
     if json:

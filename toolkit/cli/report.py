@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from vitkit.cli.show import say
-
-if TYPE_CHECKING:
-    pass
 
 
 def report(
@@ -18,7 +15,7 @@ def report(
         list[Path],
         typer.Argument(help="Files of vitkit bench --json FILE and vitkit evaluate --json > FILE."),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The page to write, such as report.html.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("report.html"),
 ) -> None:
     """Write one self-contained page that compares measured artifacts and devices.
 

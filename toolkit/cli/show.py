@@ -50,6 +50,31 @@ def progress_bar(text: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
+@contextmanager
+def step_bar() -> Iterator[Callable[[str, float], None]]:
+    """A bar on standard error with the present step and the time left; call what it yields with both.
+
+    The step is text, beside it the share of the time that is over, 0 to 1.
+    A share below the one before begins a new phase, with its own time left. It draws only when it is called,
+    so that it takes no time from what is measured between two calls.
+    """
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False) as bar:
+        task = bar.add_task("starting", total=1.0)
+
+        def show(step: str, share: float) -> None:
+            if share < bar.tasks[task].completed:
+                bar.reset(task)
+            bar.update(task, description=escape(step), completed=share)
+            bar.refresh()
+
+        yield show
+
+
 def key_values(pairs: Sequence[str], flag: str) -> dict[str, str]:
     """`["a=1", "b=2"]` -> a dictionary; raises BadRequest for an item without `=`."""
     from vitkit.runtimes.errors import BadRequest

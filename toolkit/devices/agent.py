@@ -40,7 +40,7 @@ def serve(folder: Path, wheel: Path) -> None:
     try:
         store.mkdir(mode=0o700, parents=True, exist_ok=True)
         _drop_old([*store.iterdir(), *folder.glob("vitkit-*"), *folder.glob("run.*")])
-        while line := _hear(sys.stdin.buffer.readline):
+        while line := _read_within_silence(sys.stdin.buffer.readline):
             if line.strip():
                 _answer(json.loads(line), store, wheel)
     except BrokenPipeError:
@@ -55,9 +55,9 @@ def _answer(asked: Mapping[str, Any], store: Path, wheel: Path) -> None:
         from vitkit import doctor
         from vitkit.bench.jetson import is_jetson
 
-        _say(checks=doctor.to_json(doctor.diagnose()), jetson=is_jetson())
-    elif asked["do"] == "held":
-        _say(held=held(store, asked["files"]), free=shutil.disk_usage(store).free)
+        _say(findings=doctor.to_json(doctor.diagnose()), jetson=is_jetson())
+    elif asked["do"] == "stored":
+        _say(stored=stored(store, asked["files"]), free=shutil.disk_usage(store).free)
     elif asked["do"] == "put":
         receive(store, asked["file"], asked["offset"], asked["size"])
         _say(put=asked["file"])
@@ -70,7 +70,7 @@ def _say(**event: Any) -> None:
     sys.stdout.flush()
 
 
-def _hear(read: Callable[[], bytes]) -> bytes:
+def _read_within_silence(read: Callable[[], bytes]) -> bytes:
     # The alarm ends this process: the link broke without a word.
     signal.alarm(SILENCE_S)
     data = read()
@@ -84,7 +84,7 @@ def _explain(error: OSError, folder: Path) -> str:
     return f"{folder} cannot be used: {error}"
 
 
-def held(store: Path, files: Mapping[str, int]) -> dict[str, int]:
+def stored(store: Path, files: Mapping[str, int]) -> dict[str, int]:
     """How many bytes of each wanted file, by its SHA-256 and size, are here already."""
     found = {}
     for name, size in files.items():
@@ -100,7 +100,7 @@ def held(store: Path, files: Mapping[str, int]) -> dict[str, int]:
 def receive(store: Path, name: str, offset: int, size: int) -> None:
     """Take the bytes of a file from standard input, from `offset` on; it gets its name once it is whole.
 
-    A link that breaks leaves `name.part`, from which the next one goes on. Raises OSError where the bytes
+    A link that breaks leaves `name.part`, from which the next one goes on. Raises OSError if the bytes
     cannot be kept, or are not those of the SHA-256 `name`; no part stays then.
     """
     part, source = store / f"{name}.part", cast(BufferedReader, sys.stdin.buffer)
@@ -109,7 +109,7 @@ def receive(store: Path, name: str, offset: int, size: int) -> None:
             file.seek(offset)
             file.truncate()
             while offset < size:
-                data = _hear(partial(source.read1, min(_PIECE, size - offset)))
+                data = _read_within_silence(partial(source.read1, min(_PIECE, size - offset)))
                 if not data:
                     return
                 file.write(data)
@@ -141,7 +141,7 @@ def _bench(asked: Mapping[str, Any], store: Path, wheel: Path) -> None:
         if options.get("images"):
             options["images"] = str(run / options["images"])
         artifacts = [str(run / folder) for folder in asked["artifacts"]]
-        code = _work(request(artifacts, options, asked["max_isa"]), wheel)
+        code = _work(request(artifacts, options), wheel)
         if code:
             _say(crashed=code)
     finally:

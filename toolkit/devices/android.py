@@ -7,12 +7,13 @@ import re
 import shlex
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from vitkit.bench import WARMUP_RUNS, WARMUP_S, Progress
+from vitkit.bench.measure import WARMUP_RUNS, WARMUP_S, Progress
+from vitkit.bench.options import BenchOptions
 from vitkit.devices.registry import Device
 from vitkit.runtimes.card import Artifact, read_artifact, sha256
 from vitkit.runtimes.errors import BadRequest, DeviceError
@@ -38,7 +39,7 @@ _MEMORY = re.compile(
 class Timing(NamedTuple):
     """What one try of `benchmark_model` reports, times in microseconds.
 
-    `median_us` and `p95_us` are None of versions before 2.16, `memory_mb` where the tool is silent on it.
+    `median_us` and `p95_us` are None for versions before 2.16, `memory_mb` if the tool does not print it.
     """
 
     init_us: float
@@ -55,7 +56,7 @@ class Timing(NamedTuple):
 
 
 def parse_benchmark_model(text: str) -> Timing:
-    """Read the output of TFLite's `benchmark_model`; raises DeviceError where it ended without a result."""
+    """Read the output of TFLite's `benchmark_model`; raises DeviceError if it ended without one."""
     summary, runs, memory = _SUMMARY.search(text), _RUNS.findall(text), _MEMORY.search(text)
     # The last line of counts is that of the measured runs, those before are of the warm-up.
     values = dict(part.split("=") for part in runs[-1][1].split()) if runs else {}
@@ -82,10 +83,10 @@ def parse_benchmark_model(text: str) -> Timing:
 
 @dataclass(frozen=True)
 class PhoneReport:
-    """Tries of one artifact on a phone, by a tool that keeps no raw times: no percentile can be checked.
+    """Tries of one artifact on a phone, by a tool that keeps no raw times: it supports no percentile.
 
     `facts` are the phone's model, Android and chip; `thermal` is its thermal status before and after each
-    try, 0 where nothing is throttled; `outputs` are the tool's own words.
+    try, 0 if nothing is throttled; `outputs` is all that the tool printed.
     """
 
     artifact: str
@@ -103,13 +104,13 @@ class PhoneReport:
 
     @property
     def spread(self) -> float:
-        """How far the slowest try's mean lies above the fastest one's, as a share."""
+        """The slowest try's mean over the fastest one's, minus 1."""
         means = [one.mean_us for one in self.tries]
         return max(means) / min(means) - 1
 
     @property
     def invalid(self) -> str | None:
-        """Why the measurement must not be used; None where it may."""
+        """Why the measurement must not be used; None if it may."""
         if hot := [status for status in self.thermal if status]:
             return f"the phone throttled itself (thermal status {max(hot)})"
         if len(self.tries) < TRIES or self.spread > MAX_SPREAD:
@@ -119,7 +120,7 @@ class PhoneReport:
 
 
 def save(reports: Sequence[PhoneReport], path: Path) -> None:
-    """Write reports as one JSON file; raises BadRequest where it cannot be written."""
+    """Write reports as one JSON file; raises BadRequest if it cannot be written."""
     bodies = [
         {
             **asdict(one),
@@ -132,7 +133,7 @@ def save(reports: Sequence[PhoneReport], path: Path) -> None:
 
 
 def facts(device: Device) -> dict[str, str]:
-    """Model, Android version and chip of a phone; raises DeviceError where `adb` does not reach it."""
+    """Model, Android version and chip of a phone; raises DeviceError if `adb` does not reach it."""
     state = _adb(device, "get-state").strip()
     if state != "device":
         raise DeviceError(f"{device.name}: the phone is {state!r}, not ready")
@@ -140,49 +141,54 @@ def facts(device: Device) -> dict[str, str]:
 
 
 def bench_on_phone(
-    device: Device,
-    artifact: Path,
-    *,
-    threads: int | None,
-    duration: float,
-    cool_down: float,
-    progress: Progress,
+    device: Device, artifact: Path, options: BenchOptions, *, progress: Progress
 ) -> PhoneReport:
-    """Measure a TFLite artifact on a phone: five tries of `duration` seconds, each after `cool_down` seconds.
+    """Measure a TFLite artifact on a phone: five tries, each after a rest.
 
-    Raises BadRequest for another target and without the tool, DeviceError where the phone cannot be reached
-    or the tool fails.
+    Of the options, `duration`, `threads` and `cool_down` count. Raises BadRequest for another target and
+    without the tool, DeviceError if the phone cannot be reached or the tool fails.
     """
     read, tool = _checked(device, artifact)
     about = facts(device)
-    progress(f"copying to {device.name}", 0.0)
+    label = artifact.resolve().name
+    progress(f"copying {label} to {device.name}", 0.0)
     runner, graph = (_push(device, path) for path in (tool, read.engine_path))
     tries, thermal, outputs = [], [], []
+    try_s = options.cool_down + WARMUP_S + options.duration
     for i in range(TRIES):
-        progress(f"cooling down, try {i + 1}", i / TRIES)
-        time.sleep(cool_down)
+
+        def show(text: str, over_s: float, i: int = i) -> None:
+            progress(f"{label}: {text}, try {i + 1} of {TRIES}", (i + over_s / try_s) / TRIES)
+
+        _cool_down(options.cool_down, show)
         thermal.append(_thermal(device))
-        progress(f"measuring, try {i + 1}", i / TRIES)
-        outputs.append(
-            _shell(device, *_command(runner, graph, threads, duration), seconds=10 * duration + 600)
-        )
+        show("measuring", options.cool_down)
+        outputs.append(_run_tool(device, _command(runner, graph, options), 10 * options.duration + 600))
         tries.append(parse_benchmark_model(outputs[-1]))
         thermal.append(_thermal(device))
-    progress("measured", 1.0)
+    progress(f"measured {label}", 1.0)
     return PhoneReport(
-        artifact=artifact.resolve().name,
+        artifact=label,
         name=read.card.name,
         precision=read.card.precision,
         files=dict(read.card.files),
         size_bytes=read.size_bytes,
         device=device.name,
-        threads=threads,
-        cool_down_s=cool_down,
+        threads=options.threads,
+        cool_down_s=options.cool_down,
         facts=about,
         tries=tries,
         thermal=thermal,
         outputs=outputs,
     )
+
+
+def _cool_down(seconds: float, show: Callable[[str, float], None]) -> None:
+    """Rest, and show how many of the seconds are over, so that the time left is on the screen."""
+    start = time.monotonic()
+    while (over := time.monotonic() - start) < seconds:
+        show("cooling down", over)
+        time.sleep(min(1.0, seconds - over))
 
 
 def _checked(device: Device, artifact: Path) -> tuple[Artifact, Path]:
@@ -201,15 +207,15 @@ def _checked(device: Device, artifact: Path) -> tuple[Artifact, Path]:
     return read, tool
 
 
-def _command(runner: str, graph: str, threads: int | None, duration: float) -> list[str]:
+def _command(runner: str, graph: str, options: BenchOptions) -> list[str]:
     return [
         runner,
         f"--graph={graph}",
         "--use_xnnpack=true",
         f"--warmup_runs={WARMUP_RUNS}",
         f"--warmup_min_secs={WARMUP_S:g}",
-        f"--min_secs={duration:g}",
-        *([f"--num_threads={threads}"] if threads else []),
+        f"--min_secs={options.duration:g}",
+        *([f"--num_threads={options.threads}"] if options.threads else []),
     ]
 
 
@@ -236,29 +242,40 @@ def _shell(device: Device, *command: str, seconds: float = _ANSWER_S) -> str:
     return _adb(device, "shell", shlex.join(command), seconds=seconds)
 
 
+def _run_tool(device: Device, command: Sequence[str], seconds: float) -> str:
+    # Versions of the tool print their results to either stream.
+    return _adb(device, "shell", f"{shlex.join(command)} 2>&1", seconds=seconds)
+
+
 def _adb(device: Device, *arguments: str, seconds: float = _ANSWER_S) -> str:
     serial = ["-s", device.address] if device.address else []
     try:
         done = subprocess.run(
             ["adb", *serial, *arguments],
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            # Two pipes: on the second adb announces that it starts its daemon, and phones print warnings.
+            capture_output=True,
             timeout=seconds,
         )
     except FileNotFoundError:
         raise DeviceError("there is no 'adb' here; install it with: apt-get install adb") from None
     except subprocess.TimeoutExpired:
         raise DeviceError(f"{device.name}: adb {arguments[0]} gave no answer in {seconds:.0f} s") from None
-    text = done.stdout.decode("utf-8", "replace")
     if done.returncode:
-        clean = "".join(sign if sign.isprintable() else " " for sign in text).strip()
-        raise DeviceError(f"{device.name}: adb {arguments[0]} failed: {clean[-300:]}; see: adb devices -l")
-    return text
+        reason = _printable(done.stdout + b" " + done.stderr)
+        raise DeviceError(f"{device.name}: adb {arguments[0]} failed: {reason}; see: adb devices -l")
+    return done.stdout.decode("utf-8", "replace")
+
+
+def _printable(output: bytes) -> str:
+    """The end of what `adb` printed, without the announcements of its daemon."""
+    lines = output.decode("utf-8", "replace").splitlines()
+    text = " ".join(line for line in lines if not line.strip().startswith("* daemon"))
+    return "".join(sign if sign.isprintable() else " " for sign in text).strip()[-300:]
 
 
 def rows(report: PhoneReport) -> list[tuple[str, str]]:
-    """A report for the terminal: what was found, and its value."""
+    """A report for the terminal: rows of a name and a value."""
     means = sorted(one.mean_us for one in report.tries)
     middle = means[len(means) // 2] / 1e3
     return [

@@ -15,12 +15,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from vitkit.bench import BenchReport, Progress, labels, pool_files
+from vitkit.bench import BenchOptions, BenchReport, Progress, labels
+from vitkit.bench.isa import check_isa
+from vitkit.bench.measure import silent
+from vitkit.bench.pool import pool_files
 from vitkit.devices.registry import Device
 from vitkit.devices.wheel import runtime_wheel
-from vitkit.devices.worker import check_isa, collect, events, raise_error
-from vitkit.doctor import Check
+from vitkit.devices.worker import collect, events, raise_error
+from vitkit.doctor import Finding
 from vitkit.runtimes.card import CARD_FILE, read_artifact, sha256
+from vitkit.runtimes.decode import decoder
 from vitkit.runtimes.engine import check_device
 from vitkit.runtimes.errors import BadRequest, DeviceError, VitkitError
 
@@ -40,6 +44,8 @@ _SSH_OPTIONS = {
 _BEAT_S = 5.0
 _PIECE = 1 << 18
 _PATIENCE_S = 5.0
+# The folder of the drawn images on the device.
+_IMAGES = "images"
 
 # Runs on the device before vitkit is there, maybe under an old Python: takes the wheel, then serves.
 _BOOT = """
@@ -92,17 +98,17 @@ serve(Path(folder), Path(wheel))
 
 @dataclass(frozen=True)
 class Condition:
-    """What a device says of itself: its Python, whether it is a Jetson, and the findings of `doctor`."""
+    """A device's own diagnosis: its Python, whether it is a Jetson, and the findings of `doctor`."""
 
     python: str
     jetson: bool
-    checks: list[Check]
+    findings: list[Finding]
 
 
 class Link:
     """A connection to a device; use it by `with`. Leaving ends whatever runs there.
 
-    Raises DeviceError where the device cannot be reached or used, and where the link breaks.
+    Raises DeviceError if the device cannot be reached or used, and if the link breaks.
     """
 
     def __init__(self, device: Device) -> None:
@@ -228,14 +234,14 @@ class Link:
         """Let the device diagnose itself."""
         self._ask(do="doctor")
         found = self._next()
-        return Condition(self.python, found["jetson"], [Check(**check) for check in found["checks"]])
+        return Condition(self.python, found["jetson"], [Finding(**one) for one in found["findings"]])
 
     def send(self, files: Mapping[str, Path], progress: Progress) -> int:
         """Copy files, by SHA-256, that the device does not hold yet; returns how many bytes went over."""
         sizes = {digest: path.stat().st_size for digest, path in files.items()}
-        self._ask(do="held", files=sizes)
+        self._ask(do="stored", files=sizes)
         found = self._next()
-        wanted = sum(size - found["held"][digest] for digest, size in sizes.items())
+        wanted = sum(size - found["stored"][digest] for digest, size in sizes.items())
         if wanted > found["free"]:
             free, needed = f"{found['free'] / 1e6:.1f} MB free", f"{wanted / 1e6:.1f} MB are needed"
             raise DeviceError(
@@ -244,8 +250,8 @@ class Link:
             )
         sent = 0
         for digest, path in files.items():
-            if found["held"][digest] < sizes[digest]:
-                for size in self._put(digest, path, found["held"][digest], sizes[digest]):
+            if found["stored"][digest] < sizes[digest]:
+                for size in self._put(digest, path, found["stored"][digest], sizes[digest]):
                     sent += size
                     progress(f"copying to {self.device.name}", sent / wanted)
         return sent
@@ -266,27 +272,20 @@ class Link:
         self._next()
 
     def bench(
-        self,
-        artifacts: Sequence[Path],
-        options: Mapping[str, Any],
-        *,
-        max_isa: str | None = None,
-        progress: Progress = lambda text, fraction: None,
+        self, artifacts: Sequence[Path], options: BenchOptions, *, progress: Progress = silent
     ) -> list[BenchReport]:
         """Copy artifacts to the device, measure them there by `vitkit.bench.bench`, return its reports.
 
-        `options` are those of `bench` less `progress`; of the folder `images`, the drawn sample is copied.
-        Raises what `bench` raises, on the device. The link is used up then.
+        Of the folder `options.images`, the drawn sample is copied. Raises what `bench` raises, on the
+        device. The link is used up then.
         """
         folders, files = _layout(artifacts, options)
         self.send(files, progress)
-        images = "photographs" if options.get("images") else None
         self._ask(
             do="bench",
             artifacts=[str(i) for i in range(len(artifacts))],
             folders=folders,
-            options={**options, "images": images},
-            max_isa=max_isa,
+            options={**options.to_json(), "images": _IMAGES if options.images else None},
         )
         try:
             reports = collect(self._output, progress)
@@ -297,18 +296,18 @@ class Link:
         return self._named(reports, artifacts, options)
 
     def _named(
-        self, reports: list[BenchReport], artifacts: Sequence[Path], options: Mapping[str, Any]
+        self, reports: list[BenchReport], artifacts: Sequence[Path], options: BenchOptions
     ) -> list[BenchReport]:
         names = labels(artifacts)
         for report in reports:
             report.environment["machine"] = {"name": self.device.name, "kind": self.device.kind}
-            if options.get("images"):
-                report.pool["source"] = str(options["images"])
+            if options.images:
+                report.pool["source"] = str(options.images)
         return [replace(report, artifact=names[int(report.artifact)]) for report in reports]
 
 
 def _layout(
-    artifacts: Sequence[Path], options: Mapping[str, Any]
+    artifacts: Sequence[Path], options: BenchOptions
 ) -> tuple[dict[str, dict[str, str]], dict[str, Path]]:
     """SHA-256 by folder and name of everything a bench reads, and the files by their SHA-256.
 
@@ -318,15 +317,14 @@ def _layout(
         str(i): [path / name for name in (CARD_FILE, *read_artifact(path).card.files)]
         for i, path in enumerate(artifacts)
     }
-    if options.get("images"):
-        photos = pool_files(Path(options["images"]), options.get("pool_size", 32), options.get("seed", 0))
-        sources["photographs"] = photos
+    if options.images:
+        sources[_IMAGES] = pool_files(options.images, options.pool_size, options.seed)
     folders: dict[str, dict[str, str]] = {folder: {} for folder in sources}
     files: dict[str, Path] = {}
     for folder, paths in sources.items():
         for i, path in enumerate(paths):
             digest = sha256(path)
-            name = f"{i:05}{path.suffix}" if folder == "photographs" else path.name
+            name = f"{i:05}{path.suffix}" if folder == _IMAGES else path.name
             folders[folder][name] = digest
             files[digest] = path
     return folders, files
@@ -372,31 +370,31 @@ def _reason(device: Device, code: int, said: Sequence[str]) -> str:
 
 
 def bench_on(
-    device: Device,
-    artifacts: Sequence[Path],
-    options: Mapping[str, Any],
-    *,
-    max_isa: str | None = None,
-    progress: Progress = lambda text, fraction: None,
+    device: Device, artifacts: Sequence[Path], options: BenchOptions, *, progress: Progress = silent
 ) -> list[BenchReport]:
     """Measure artifacts on a device; see `Link.bench`.
 
-    Raises BadRequest for an artifact of a target that the device is not meant for, and DeviceError for an
-    engine's device that the target cannot have, before the device is reached.
+    Before the device is reached, raises BadRequest for an artifact of a target that the device is not meant
+    for or that ignores `options.max_isa`, and DeviceError for an engine's device that the target cannot have.
     """
     for path in artifacts:
-        target = read_artifact(path).card.target
-        if device.targets and target not in device.targets:
-            meant = ", ".join(device.targets)
-            raise BadRequest(
-                f"{path} is compiled for {target}, and {device.name} is meant for {meant}; if it can run "
-                f"that too: {_again(device, f'--target {target}')}"
-            )
-        check_device(target, options.get("device"))
-    if max_isa is not None:
-        check_isa(max_isa, artifacts)
+        _check_fits(device, path, options)
     progress(f"reaching {device.name}", 0.0)
     with Link(device) as link:
         if device.kind == "jetson" and not link.check().jetson:
             raise DeviceError(f"{device.name} is no Jetson; change its entry: --kind ssh")
-        return link.bench(artifacts, options, max_isa=max_isa, progress=progress)
+        return link.bench(artifacts, options, progress=progress)
+
+
+def _check_fits(device: Device, path: Path, options: BenchOptions) -> None:
+    card = read_artifact(path).card
+    if device.targets and card.target not in device.targets:
+        meant = ", ".join(device.targets)
+        raise BadRequest(
+            f"{path} is compiled for {card.target}, and {device.name} is meant for {meant}; if it can run "
+            f"that too: {_again(device, f'--target {card.target}')}"
+        )
+    check_device(card.target, options.device)
+    decoder(card, options.decode)
+    if options.max_isa is not None:
+        check_isa(options.max_isa, [path])

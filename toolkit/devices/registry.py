@@ -128,18 +128,25 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def find_device(wanted: str, file: Path) -> Device | None:
-    """The device that `--device` means; None for one of this machine's own, such as `cpu`.
+def find_machine(device: str | None, file: Path | None = None) -> tuple[Device | None, str | None]:
+    """What `--device` means: the machine (None: this one), and the engine's device on it (None: the default).
 
-    An entry of that name comes first. `jetson` is else the one entry of that kind, or this machine where it
-    is a Jetson. Raises BadRequest, with the command that adds an entry, where nothing fits.
+    `device` is an engine's device of this machine such as `cpu`, a name in `file` (None: the user's own
+    file), or `NAME:DEVICE`; an engine's device needs no such file. `jetson` means the entry of that name,
+    else the only entry of that kind, else this machine if it is a Jetson. Raises BadRequest, with the
+    command that adds an entry, if nothing fits.
     """
-    if wanted.lower().split(".")[0] in ENGINE_DEVICES:
-        return None
+    if not device or device.lower().split(":")[0].split(".")[0] in ENGINE_DEVICES:
+        return None, device
+    name, _, engine_device = device.partition(":")
+    return _find_entry(name, file or default_file()), engine_device or None
+
+
+def _find_entry(name: str, file: Path) -> Device | None:
     devices = read_devices(file)
-    if wanted in devices:
-        return devices[wanted]
-    if wanted == "jetson":
+    if name in devices:
+        return devices[name]
+    if name == "jetson":
         boards = [device for device in devices.values() if device.kind == "jetson"]
         if len(boards) > 1:
             names = ", ".join(board.name for board in boards)
@@ -153,6 +160,6 @@ def find_device(wanted: str, file: Path) -> Device | None:
             "vitkit device add jetson --kind jetson --address USER@HOST"
         )
     raise BadRequest(
-        f"there is no device {wanted!r}: {file} names {', '.join(devices) or 'none'}, and this machine's own "
-        f"are {', '.join(ENGINE_DEVICES)}; add it with: vitkit device add {wanted} --address USER@HOST"
+        f"there is no device {name!r}: {file} names {', '.join(devices) or 'none'}, and this machine's own "
+        f"are {', '.join(ENGINE_DEVICES)}; add it with: vitkit device add {name} --address USER@HOST"
     )

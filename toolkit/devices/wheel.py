@@ -5,11 +5,20 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
+from collections.abc import Iterator
 from importlib import import_module, metadata
 from pathlib import Path
 
-# Opening, running and measuring; models, training and exporters stay at home.
-_PACKAGES = ("vitkit", "vitkit.runtimes", "vitkit.runtimes.panoptic", "vitkit.bench", "vitkit.devices")
+# What `vitkit.devices.agent` and `vitkit.devices.worker` import, late imports included: whole packages, and
+# single modules of others. Models, training, exporters and the command line stay at home.
+_PACKAGES = ("vitkit.runtimes", "vitkit.bench")
+_MODULES = (
+    "vitkit",
+    "vitkit.doctor",
+    "vitkit.devices",
+    "vitkit.devices.agent",
+    "vitkit.devices.worker",
+)
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
@@ -24,14 +33,24 @@ def runtime_wheel() -> tuple[str, bytes]:
     info = f"vitkit-{__version__}.dist-info"
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as wheel:
-        for package in _PACKAGES:
-            folder = Path(str(import_module(package).__file__)).parent
-            for path in sorted(folder.glob("*.py")):
-                _add(wheel, f"{package.replace('.', '/')}/{path.name}", path.read_bytes())
+        for name, path in _sources():
+            _add(wheel, name, path.read_bytes())
         _add(wheel, f"{info}/METADATA", _metadata().encode())
         _add(wheel, f"{info}/WHEEL", b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
     data = buffer.getvalue()
     return hashlib.sha256(data).hexdigest(), data
+
+
+def _sources() -> Iterator[tuple[str, Path]]:
+    """Names inside the wheel and files of all modules that a device needs."""
+    for module in _MODULES:
+        path = Path(str(import_module(module).__file__))
+        place = module.replace(".", "/")
+        yield (f"{place}/__init__.py" if path.name == "__init__.py" else f"{place}.py"), path
+    for package in _PACKAGES:
+        folder = Path(str(import_module(package).__file__)).parent
+        for path in sorted(folder.rglob("*.py")):
+            yield f"{package.replace('.', '/')}/{path.relative_to(folder).as_posix()}", path
 
 
 def _add(wheel: zipfile.ZipFile, name: str, data: bytes) -> None:

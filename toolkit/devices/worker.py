@@ -13,23 +13,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vitkit.bench import BenchReport, Progress, bench
-from vitkit.bench.cpu import cpu_info
+from vitkit.bench import BenchOptions, BenchReport, Progress, bench
+from vitkit.bench.isa import check_isa
+from vitkit.bench.measure import silent
 from vitkit.runtimes import errors
-from vitkit.runtimes.card import read_card
-from vitkit.runtimes.errors import BadRequest, DeviceError, VitkitError
+from vitkit.runtimes.errors import DeviceError, VitkitError
 
 # Lines of a device may come from anything that runs there; only those that start so are vitkit's.
 MARK = "vitkit: "
 COMMAND = ("-m", "vitkit.devices.worker")
-# By the name of the cap: what OpenVINO's kernels call it, and the CPU feature without which it is no cap.
-ISAS = {
-    "avx2": ("AVX2", "avx2"),
-    "avx2_vnni": ("AVX2_VNNI", "avx_vnni"),
-    "avx512_vnni": ("AVX512_CORE_VNNI", "avx512_vnni"),
-}
-# The kernels read the first, some versions the second.
-_ISA_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 
 
 def main() -> None:
@@ -42,66 +34,26 @@ def main() -> None:
         events.write(f"{MARK}{json.dumps(event)}\n")
         events.flush()
 
-    request = json.loads(sys.stdin.buffer.read())
+    asked = json.loads(sys.stdin.buffer.read())
     try:
-        artifacts = [Path(path) for path in request["artifacts"]]
-        if request["max_isa"]:
-            cap_isa(request["max_isa"], artifacts)
-        options = request["options"]
-        options["images"] = Path(options["images"]) if options["images"] else None
-        reports = bench(artifacts, **options, progress=lambda text, fraction: say(progress=[text, fraction]))
+        artifacts = [Path(path) for path in asked["artifacts"]]
+        options = BenchOptions.from_json(asked["options"])
+        reports = bench(artifacts, options, progress=lambda text, fraction: say(progress=[text, fraction]))
     except VitkitError as error:
         say(error=str(error), kind=type(error).__name__)
         return
-    if request["max_isa"]:
-        for report in reports:
-            report.environment["emulated_isa"] = request["max_isa"]
     say(reports=[asdict(report) for report in reports])
 
 
-def check_isa(isa: str, artifacts: Iterable[Path]) -> None:
-    """Raises BadRequest for an unknown cap, and for artifacts whose engine knows none."""
-    if isa not in ISAS:
-        raise BadRequest(f"--max-isa is {isa!r}; known are {', '.join(ISAS)}")
-    for path in artifacts:
-        if (target := read_card(path).target) != "openvino":
-            raise BadRequest(
-                f"--max-isa works for openvino, and {path} is compiled for {target}, whose engine always "
-                "uses all that the CPU has; leave the artifact away, or export it with --target openvino"
-            )
-
-
-def cap_isa(isa: str, artifacts: Iterable[Path]) -> None:
-    """Let OpenVINO use no more than the instructions `isa` in this process.
-
-    Raises BadRequest for what `check_isa` refuses, where this CPU lacks the instructions itself, and where
-    OpenVINO is loaded already: it reads the cap once.
-    """
-    check_isa(isa, artifacts)
-    name, feature = ISAS[isa]
-    features = cpu_info()["features"] or []
-    if feature not in features:
-        raise BadRequest(
-            f"this CPU has no {feature}, so it cannot show what --max-isa {isa} would do; "
-            f"it has {', '.join(features) or 'none of the known features'}"
-        )
-    if "openvino" in sys.modules:
-        raise BadRequest("OpenVINO is loaded in this process and ignores a cap; use: vitkit bench --max-isa")
-    for variable in _ISA_VARIABLES:
-        os.environ[variable] = name
-
-
-def request(artifacts: Iterable[str], options: Mapping[str, Any], max_isa: str | None) -> bytes:
-    """What `main` reads: artifact folders, options of `bench`, and the cap of `--max-isa`."""
-    images = options.get("images")
-    plain = {**options, "images": str(images) if images else None}
-    return json.dumps({"artifacts": list(artifacts), "options": plain, "max_isa": max_isa}).encode()
+def request(artifacts: Iterable[str], options: Mapping[str, Any]) -> bytes:
+    """What `main` reads: artifact folders, and what `BenchOptions.to_json` wrote."""
+    return json.dumps({"artifacts": list(artifacts), "options": options}).encode()
 
 
 def collect(lines: Iterable[bytes], progress: Progress) -> list[BenchReport] | None:
-    """Follow a worker's events to its reports; None where they end before.
+    """Follow a worker's events to its reports; None if they end before.
 
-    Raises the worker's error, and DeviceError where the worker crashed.
+    Raises the worker's error, and DeviceError if the worker crashed.
     """
     for event in events(lines):
         if "progress" in event:
@@ -128,7 +80,7 @@ def events(lines: Iterable[bytes]) -> Iterable[dict[str, Any]]:
 
 
 def raise_error(event: Mapping[str, Any]) -> None:
-    """Raise the error that an event tells of, as the class it had."""
+    """Raise the error in an event as the class that it had."""
     known = {"BadArtifact", "BadInput", "BadRequest", "DeviceError"}
     kind = event.get("kind")
     raise getattr(errors, kind if kind in known else "DeviceError")(event["error"])
@@ -144,25 +96,20 @@ def crash_text(code: int) -> str:
 
 
 def bench_apart(
-    artifacts: Iterable[Path],
-    options: Mapping[str, Any],
-    *,
-    max_isa: str | None = None,
-    progress: Progress = lambda text, fraction: None,
+    artifacts: Iterable[Path], options: BenchOptions, *, progress: Progress = silent
 ) -> list[BenchReport]:
-    """`vitkit.bench.bench` in a process of its own, under a cap of instructions where `max_isa` is given.
+    """`vitkit.bench.bench` in a process of its own.
 
-    `options` are those of `bench` less `progress`. Raises what `bench` raises, and DeviceError where the
-    engine crashes.
+    Raises what `bench` raises, and DeviceError if the engine crashes.
     """
     artifacts = [path.resolve() for path in artifacts]
-    if max_isa is not None:
-        check_isa(max_isa, artifacts)
+    if options.max_isa is not None:
+        check_isa(options.max_isa, artifacts)
     process = subprocess.Popen([sys.executable, *COMMAND], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        process.stdin.write(request(map(str, artifacts), options, max_isa))
+        process.stdin.write(request(map(str, artifacts), options.to_json()))
         process.stdin.close()
         reports = collect(process.stdout, progress)
         code = process.wait()
@@ -170,8 +117,9 @@ def bench_apart(
         process.kill()
         process.wait()
     if reports is None:
-        isa = f" under --max-isa {max_isa}: this engine has no working kernels for it" if max_isa else ""
-        raise DeviceError(f"{crash_text(code)}{isa}")
+        cap = options.max_isa
+        reason = f" under --max-isa {cap}: this engine has no working kernels for it" if cap else ""
+        raise DeviceError(f"{crash_text(code)}{reason}")
     return reports
 
 

@@ -6,8 +6,10 @@ import base64
 import hashlib
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
+from pathlib import Path
 
-from vitkit.bench import SCOPES, BenchReport, check_notes
+from vitkit.bench import SCOPES, BenchReport
+from vitkit.bench.tables import check_notes
 from vitkit.report.columns import (
     artifact_columns,
     energy_cell,
@@ -32,6 +34,7 @@ from vitkit.report.rows import (
 from vitkit.report.tables import Column, table
 from vitkit.report.text import LONG, html
 
+_TITLE = "<title>vitkit report</title>"
 _DOTS = (
     "Each dot is one query; from top to bottom of a strip they are in the order they ran, so that a drift "
     "shows as a slant. None is clipped. The thick line is the median; p90 and p99 stand where the number of "
@@ -59,7 +62,7 @@ _EMULATED = (
     "rows marked as emulated: the engine was held to a lesser instruction set; clocks, caches and memory "
     "stay those of this CPU."
 )
-_GENERATED = "latency on generated images stands for that on photographs."
+_GENERATED = "latency on generated images stands for that on real ones."
 _ACCURACY = "Accuracy is a separate run of the same artifact, told by the hashes of its files."
 
 
@@ -85,6 +88,15 @@ def page(results: Results) -> str:
     return _document("".join(body))
 
 
+def is_page(file: Path) -> bool:
+    """Whether a file holds a page that `page` made."""
+    try:
+        with file.open("rb") as opened:
+            return _TITLE.encode() in opened.read(2000)
+    except OSError:
+        return False
+
+
 def _document(body: str) -> str:
     here = files("vitkit.report")
     style, script = ((here / name).read_text("utf-8") for name in ("page.css", "page.js"))
@@ -95,7 +107,7 @@ def _document(body: str) -> str:
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>vitkit report</title>\n<style>\n{style}</style>\n</head>\n"
+        f"{_TITLE}\n<style>\n{style}</style>\n</head>\n"
         f"<body>\n<main>\n{body}</main>\n<script>{script}</script>\n</body>\n</html>\n"
     )
 

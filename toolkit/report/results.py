@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vitkit.bench import BenchReport, from_body
+from vitkit.bench.report import BenchReport, from_body
 from vitkit.evaluate.results import FORMAT
 from vitkit.runtimes.errors import BadInput, BadRequest
 
