@@ -5,17 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import os
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from vitkit.runtimes.errors import BadArtifact
+from vitkit.runtimes.errors import BadArtifact, BadRequest
+from vitkit.runtimes.reading import MAX_ENGINE_BYTES, open_file, read_json
 
 FORMAT = 1
 CARD_FILE = "card.json"
+DOCUMENT = "docs/card.md"
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 DTYPES = ("uint8", "int32", "int64", "float16", "float32")
+# Bounds of what a card may ask for, far beyond any network of an edge device.
+MAX_RANK, MAX_ELEMENTS, MAX_SIDE, MAX_FILES, MAX_DEPTH = 8, 2**30, 8192, 100, 16
+MAX_TEXT, MAX_FILE_NAME_BYTES = 1000, 255
+MIN_CROP = 0.1
+MAX_MEAN, STD_RANGE, MAX_DECODE_NUMBER = 1e3, (1e-4, 1e4), 1e9
 
 
 @dataclass(frozen=True)
@@ -107,19 +116,32 @@ class Artifact:
         return {name: known or sha256(self.path / name) for name, known in self.card.files.items()}
 
 
-def sha256(path: Path) -> str:
-    """Hex SHA-256 of a file, read in pieces."""
+def sha256(path: Path, limit: int | None = None) -> str:
+    """Hex SHA-256 of a regular file of at most `limit` bytes, read in pieces; raises OSError."""
+    with open_file(path, limit) as file:
+        return _digest(file)
+
+
+def _digest(file: BinaryIO) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    while block := file.read(1 << 20):
+        digest.update(block)
     return digest.hexdigest()
 
 
 def write_card(card: ModelCard, folder: Path) -> None:
-    """Write `card.json` into a folder, with the same bytes for the same card."""
+    """Write `card.json` into a folder, with the same bytes for the same card.
+
+    Raises BadRequest for a card that `read_card` would refuse.
+    """
     body = {"format": FORMAT, **_plain(card)}
-    (folder / CARD_FILE).write_text(json.dumps(body, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    try:
+        text = json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        content = text.encode("utf-8")
+        _card_from({key: value for key, value in json.loads(text).items() if key != "format"})
+    except (_Lacking, TypeError, ValueError, RecursionError) as error:
+        raise BadRequest(f"a card of {_shown(card.name)} cannot be written: {error}") from None
+    (folder / CARD_FILE).write_bytes(content)
 
 
 def _plain(value: Any) -> Any:
@@ -136,7 +158,7 @@ def read_card(folder: Path) -> ModelCard:
     """Read and check the `card.json` of a run or artifact folder.
 
     Raises BadArtifact where the folder or card is missing, unreadable, newer than this vitkit, or has a
-    field that is missing, unknown or of the wrong type.
+    field that is missing, unknown, of the wrong type or out of range.
     """
     path = folder / CARD_FILE
     try:
@@ -146,7 +168,7 @@ def read_card(folder: Path) -> ModelCard:
     if what:
         raise BadArtifact(f"{folder} {what}; an artifact is a folder that holds {CARD_FILE}")
     try:
-        body = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
+        body = read_json(path)
     except FileNotFoundError:
         raise BadArtifact(f"{folder} holds no {CARD_FILE}: it is not a vitkit artifact or run") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -155,7 +177,7 @@ def read_card(folder: Path) -> ModelCard:
         raise BadArtifact(f"{path} holds a {type(body).__name__}; a card is a JSON object")
     version = body.pop("format", None)
     if type(version) is not int or version < 1:
-        raise BadArtifact(f"{path}: 'format' is {version!r}; this vitkit writes {FORMAT}")
+        raise BadArtifact(f"{path}: 'format' is {_shown(version)}; this vitkit writes {FORMAT}")
     if version > FORMAT:
         raise BadArtifact(
             f"{path} has card format {version}, this vitkit reads up to {FORMAT}: "
@@ -163,51 +185,41 @@ def read_card(folder: Path) -> ModelCard:
         )
     try:
         return _card_from(body)
-    except (TypeError, ValueError) as error:
+    except _Lacking as error:
+        raise BadArtifact(f"{path} lacks {error}; see {DOCUMENT}") from None
+    except (ValueError, RecursionError) as error:
         raise BadArtifact(f"{path}: {error}") from None
 
 
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(dict(pairs)) < len(pairs):
-        raise ValueError("a key occurs twice in one object")
-    return dict(pairs)
+class _Lacking(Exception):
+    """Names fields that a card lacks."""
 
 
 def _card_from(body: dict[str, Any]) -> ModelCard:
-    fields = _fields(ModelCard, body, "the card")
+    given = _fields(ModelCard, body, "")
     card = ModelCard(
         **{
-            **fields,
-            "inputs": _tensors(fields["inputs"], "inputs"),
-            "outputs": _tensors(fields["outputs"], "outputs"),
-            "image": _image(fields["image"]),
-            "labels": _strings(fields.get("labels", []), "labels"),
-            "label_ids": _strings(ids, "label_ids") if (ids := fields.get("label_ids")) is not None else None,
+            **given,
+            "inputs": _tensors(given["inputs"], "inputs"),
+            "outputs": _tensors(given["outputs"], "outputs"),
+            "image": _image(given["image"]),
+            "labels": _texts(given.get("labels", []), "labels"),
+            "label_ids": _texts(ids, "label_ids") if (ids := given.get("label_ids")) is not None else None,
         }
     )
-    for name in ("name", "task", "target", "precision", "engine"):
-        _need(isinstance(getattr(card, name), str), f"{name!r} is {getattr(card, name)!r}, not a string")
+    for name in ("name", "task", "target"):
+        _text(getattr(card, name), f"{name!r}")
     for name in ("decode", "files", "options", "provenance"):
         _need(isinstance(getattr(card, name), dict), f"{name!r} is not an object")
-    _need(
-        card.precision in PRECISIONS, f"'precision' is {card.precision!r}; known are {', '.join(PRECISIONS)}"
-    )
+    _choice(card.precision, PRECISIONS, "'precision'")
     for name, value in card.decode.items():
-        plain = type(value) in (str, int) or (type(value) is float and math.isfinite(value))
-        numbers = isinstance(value, list) and all(type(item) is int for item in value)
-        _need(plain or numbers, f"'decode.{name}' is {value!r}, no text, number or list of whole numbers")
-    for name, digest in card.files.items():
-        inside = bool(name) and "/" not in name and "\\" not in name and name not in (".", "..")
-        _need(inside, f"'files' names {name!r}, which is not a plain file name")
-        _need(digest is None or isinstance(digest, str), f"the hash of {name!r} is {digest!r}, not a string")
-    _need(
-        not card.engine or card.engine in card.files,
-        f"'engine' is {card.engine!r}, which 'files' does not list",
-    )
+        _decode_value(value, f"'decode.{name}'")
+    _check_listed_files(card)
     _need(
         card.label_ids is None or len(card.label_ids) == len(card.labels),
         f"{len(card.labels)} labels but {len(card.label_ids or ())} label_ids",
     )
+    _check_values(body)
     return card
 
 
@@ -216,62 +228,138 @@ def _need(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def _fields(kind: type, body: Any, where: str) -> dict[str, Any]:
-    _need(isinstance(body, dict), f"{where} is {type(body).__name__}, not an object")
-    known = kind.__dataclass_fields__  # type: ignore[attr-defined]
-    if unknown := sorted(set(body) - set(known)):
-        raise ValueError(f"{where} has unknown fields {', '.join(unknown)}")
+def _shown(value: object) -> str:
+    """A value for a message: without control characters, and never long."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
+
+
+def _check_values(value: Any, depth: int = 0) -> None:
+    """Refuse what no field may hold: numbers that are not finite, broken text, endless nesting."""
+    _need(depth <= MAX_DEPTH, f"it is nested over {MAX_DEPTH} levels deep")
+    if isinstance(value, str):
+        _need(_is_utf8(value), f"{_shown(value)} is not text: it cannot be written in UTF-8")
+    elif isinstance(value, float):
+        _need(math.isfinite(value), "it holds a number beyond the range of float64")
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            _check_values(key, depth)
+            _check_values(item, depth + 1)
+    elif isinstance(value, list):
+        for item in value:
+            _check_values(item, depth + 1)
+
+
+def _is_utf8(text: str) -> bool:
     try:
-        kind(**body)
-    except TypeError as error:
-        raise ValueError(f"{where} lacks fields: {error}") from None
-    return dict(body)
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
-def _strings(value: Any, where: str) -> tuple[str, ...]:
-    good = isinstance(value, list) and all(isinstance(item, str) for item in value)
-    _need(good, f"{where!r} is not a list of strings")
+def text_problem(text: str) -> str | None:
+    """Why a text cannot be a name in a card, such as a label; None where it can."""
+    if not _is_utf8(text):
+        return "is not UTF-8"
+    if any(ord(sign) < 32 or 127 <= ord(sign) < 160 for sign in text):
+        return "holds control characters"
+    return f"is longer than {MAX_TEXT} characters" if len(text) > MAX_TEXT else None
+
+
+def _text(value: Any, where: str) -> None:
+    _need(isinstance(value, str), f"{where} is {_shown(value)}, not a string")
+    problem = text_problem(value)
+    _need(problem is None, f"{where} is {_shown(value)}, which {problem}")
+
+
+def _texts(value: Any, where: str) -> tuple[str, ...]:
+    _need(isinstance(value, list), f"{where!r} is not a list of strings")
+    for item in value:
+        _text(item, f"an item of {where!r}")
     return tuple(value)
+
+
+def _choice(value: Any, known: Collection[str], where: str) -> None:
+    _need(
+        isinstance(value, str) and value in known,
+        f"{where} is {_shown(value)}; known are {', '.join(known)}",
+    )
+
+
+def _number(value: Any, low: float, high: float, where: str) -> None:
+    good = type(value) in (int, float) and low <= value <= high
+    _need(good, f"{where} is {_shown(value)}; it must be a number from {low:g} to {high:g}")
+
+
+def _integer(value: Any, low: int, high: int, where: str) -> None:
+    good = type(value) is int and low <= value <= high
+    _need(good, f"{where} is {_shown(value)}; it must be an integer from {low} to {high}")
+
+
+def _fields(kind: type, body: Any, where: str) -> dict[str, Any]:
+    """An object with all fields that `kind` has no default for, and none that it lacks.
+
+    `where` is the object's place in the card, empty for the card itself.
+    """
+    _need(isinstance(body, dict), f"{where!r} is a {type(body).__name__}, not an object")
+    known = {item.name: item for item in fields(kind)}
+    place = f"{where}." if where else ""
+    if unknown := sorted(set(body) - set(known)):
+        names = ", ".join(_shown(f"{place}{name}") for name in unknown[:5])
+        raise ValueError(f"it has unknown fields {names}; see {DOCUMENT}")
+    needed = [
+        name for name, item in known.items() if item.default is MISSING and item.default_factory is MISSING
+    ]
+    if missing := [f"'{place}{name}'" for name in needed if name not in body]:
+        raise _Lacking(", ".join(missing))
+    return dict(body)
 
 
 def _tensors(value: Any, where: str) -> tuple[TensorSpec, ...]:
     _need(isinstance(value, list) and len(value) > 0, f"{where!r} is not a list of tensors")
-    specs = []
-    for item in value:
-        fields = _fields(TensorSpec, item, f"an item of {where!r}")
-        shape, dtype, name = fields["shape"], fields["dtype"], fields["name"]
-        _need(isinstance(name, str), f"a name in {where!r} is {name!r}")
-        dims = isinstance(shape, list) and all(d is None or (type(d) is int and d > 0) for d in shape)
-        _need(dims, f"the shape of {name!r} is {shape!r}; dimensions are positive numbers or null")
-        _need(dtype in DTYPES, f"the dtype of {name!r} is {dtype!r}; known are {', '.join(DTYPES)}")
-        specs.append(TensorSpec(name, tuple(shape), dtype))
+    specs = [_tensor(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    names = {spec.name for spec in specs}
+    _need(len(names) == len(specs), f"two items of {where!r} have one name")
     return tuple(specs)
 
 
-def _numbers(value: Any, count: int, where: str) -> tuple[Any, ...]:
-    good = isinstance(value, list) and len(value) == count
-    good = good and all(type(item) in (int, float) and math.isfinite(item) for item in value)
-    _need(good, f"{where} is {value!r}, not {count} numbers")
+def _tensor(value: Any, where: str) -> TensorSpec:
+    given = _fields(TensorSpec, value, where)
+    name, shape = given["name"], given["shape"]
+    _text(name, f"'{where}.name'")
+    _need(name != "", f"'{where}.name' is empty")
+    _choice(given["dtype"], DTYPES, f"the dtype of {_shown(name)}")
+    dims = isinstance(shape, list) and all(d is None or (type(d) is int and d > 0) for d in shape)
+    _need(dims, f"the shape of {_shown(name)} is {_shown(shape)}; dimensions are positive integers or null")
+    _need(len(shape) <= MAX_RANK, f"{_shown(name)} has {len(shape)} dimensions; at most {MAX_RANK} are read")
+    elements = math.prod(dim or 1 for dim in shape)
+    _need(
+        elements <= MAX_ELEMENTS,
+        f"{_shown(name)} of shape {_shown(shape)} has over {MAX_ELEMENTS} elements",
+    )
+    return TensorSpec(name, tuple(shape), given["dtype"])
+
+
+def _list_of(value: Any, count: int, where: str) -> tuple[Any, ...]:
+    _need(isinstance(value, list) and len(value) == count, f"{where} is {_shown(value)}, not {count} numbers")
     return tuple(value)
 
 
 def _image(value: Any) -> ImageSpec:
-    fields = _fields(ImageSpec, value, "'image'")
-    spec = ImageSpec(
-        **{
-            **fields,
-            "size": _numbers(fields["size"], 2, "image.size"),
-            "mean": _numbers(fields.get("mean", list(ImageSpec.mean)), 3, "image.mean"),
-            "std": _numbers(fields.get("std", list(ImageSpec.std)), 3, "image.std"),
-        }
-    )
-    _need(
-        all(type(s) is int and s > 0 for s in spec.size),
-        f"image.size is {spec.size}, not two positive sizes",
-    )
-    _need(all(s > 0 for s in spec.std), f"image.std is {spec.std}; it must be positive")
-    number = isinstance(spec.crop_pct, (int, float)) and not isinstance(spec.crop_pct, bool)
-    _need(number and 0 < spec.crop_pct <= 1, f"image.crop_pct is {spec.crop_pct!r}; it must be in (0, 1]")
+    given = _fields(ImageSpec, value, "image")
+    size = _list_of(given["size"], 2, "image.size")
+    mean = _list_of(given.get("mean", list(ImageSpec.mean)), 3, "image.mean")
+    std = _list_of(given.get("std", list(ImageSpec.std)), 3, "image.std")
+    for side in size:
+        _integer(side, 1, MAX_SIDE, "a side of image.size")
+    for item in mean:
+        _number(item, -MAX_MEAN, MAX_MEAN, "an item of image.mean")
+    for item in std:
+        _number(item, *STD_RANGE, "an item of image.std")
+    spec = ImageSpec(**{**given, "size": size, "mean": mean, "std": std})
+    _number(spec.crop_pct, MIN_CROP, 1, "image.crop_pct")
+    _integer(spec.pad, 0, 255, "image.pad")
     choices = {
         "interpolation": ("nearest", "bilinear", "bicubic"),
         "colour": ("RGB", "BGR"),
@@ -279,31 +367,69 @@ def _image(value: Any) -> ImageSpec:
         "dtype": ("uint8", "float32"),
         "fit": ("cover", "contain"),
     }
-    _need(type(spec.pad) is int and 0 <= spec.pad <= 255, f"image.pad is {spec.pad!r}; it must be 0 to 255")
-    for name, allowed in choices.items():
-        _need(
-            getattr(spec, name) in allowed,
-            f"image.{name} is {getattr(spec, name)!r}; known are {', '.join(allowed)}",
-        )
+    for name, known in choices.items():
+        _choice(getattr(spec, name), known, f"image.{name}")
     return spec
+
+
+def _decode_value(value: Any, where: str) -> None:
+    if isinstance(value, str):
+        _text(value, where)
+        return
+    numbers = value if isinstance(value, list) else [value]
+    known = (int,) if isinstance(value, list) else (int, float)
+    good = all(type(item) in known and abs(item) <= MAX_DECODE_NUMBER for item in numbers)
+    _need(good, f"{where} is {_shown(value)}, not text, a number or a list of integers")
+
+
+def _check_listed_files(card: ModelCard) -> None:
+    _need(
+        len(card.files) <= MAX_FILES, f"'files' names {len(card.files)} files; at most {MAX_FILES} are read"
+    )
+    for name, digest in card.files.items():
+        _need(_is_file_name(name), f"'files' names {_shown(name)}, which is not a plain file name")
+        known = digest is None or (isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest))
+        _need(bool(known), f"the hash of {name!r} is {_shown(digest)}, not a SHA-256 in lower case or null")
+    _need(isinstance(card.engine, str), f"'engine' is {_shown(card.engine)}, not a string")
+    _need(
+        not card.engine or card.engine in card.files,
+        f"'engine' is {_shown(card.engine)}, which 'files' does not list",
+    )
+
+
+def _is_file_name(name: str) -> bool:
+    """Whether a name stands for one file in any folder, on any system, and is no pattern of names."""
+    short = 0 < len(name.encode("utf-8")) <= MAX_FILE_NAME_BYTES
+    return short and text_problem(name) is None and not set(name) & set("/\\:*?[]") and name.strip(". ") != ""
 
 
 def check_files(folder: Path, card: ModelCard) -> None:
     """Compare every file with its hash in the card; raises BadArtifact naming each mismatch."""
-    wrong = []
-    for name, expected in card.files.items():
-        path = folder / name
-        if not path.is_file():
-            wrong.append(f"{name} is missing")
-        elif expected is not None and (found := sha256(path)) != expected:
-            wrong.append(
-                f"{name} ({path.stat().st_size} bytes) has SHA-256 {found[:8]}..., not {expected[:8]}..."
-            )
-    for path in folder.glob(f"{Path(card.engine).stem}.*") if card.engine else ():
-        if path.name not in card.files:
-            wrong.append(f"{path.name} is not in the card")
+    wrong = [
+        problem
+        for name, expected in card.files.items()
+        if (problem := _file_problem(folder / name, expected))
+    ]
+    stem = f"{Path(card.engine).stem}."
+    beside = {path.name for path in folder.iterdir()} if card.engine else set()
+    unlisted = sorted(name for name in beside - set(card.files) if name.startswith(stem))
+    wrong += [f"{name} is not in the card" for name in unlisted[:MAX_FILES]]
     if wrong:
         raise BadArtifact(f"{folder} is not what was exported: {'; '.join(wrong)}. Export or copy it again")
+
+
+def _file_problem(path: Path, expected: str | None) -> str | None:
+    try:
+        with open_file(path, MAX_ENGINE_BYTES) as file:
+            size = os.fstat(file.fileno()).st_size
+            found = _digest(file) if expected is not None else None
+    except FileNotFoundError:
+        return f"{path.name} is missing"
+    except OSError as error:
+        return f"{path.name} cannot be read: {error}"
+    if found is None or expected is None or found == expected:
+        return None
+    return f"{path.name} ({size} bytes) has SHA-256 {found[:8]}..., not {expected[:8]}..."
 
 
 def read_artifact(path: str | Path) -> Artifact:

@@ -1,19 +1,25 @@
-"""Writing that leaves either the whole result or what was there before."""
+"""Files: writing that leaves the whole result or what was there before; the folders kept for a user."""
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Literal
 
 from vitkit.runtimes.card import CARD_FILE, read_card
 from vitkit.runtimes.errors import BadArtifact, BadRequest
 
 # What a trained run holds beside the files that its card lists.
 LOG_FILE, CURVES_FILE, EVENTS_FOLDER = "log.json", "curves.png", "events"
+# The variable that names the folder of all programs' files of a kind, and the folder in the home otherwise.
+_USER_FOLDERS = {"cache": ("XDG_CACHE_HOME", ".cache"), "config": ("XDG_CONFIG_HOME", ".config")}
 
 
 def check_output_folder(out: Path, *, inputs: Iterable[Path] = ()) -> None:
@@ -104,3 +110,49 @@ def write_bytes(path: Path, content: bytes) -> None:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise BadRequest(f"cannot write {path}: {error.strerror}") from None
+
+
+def user_folder(kind: Literal["cache", "config"]) -> Path:
+    """The folder of vitkit's own files of a kind for this user; it need not exist yet.
+
+    `$XDG_CACHE_HOME/vitkit` or `~/.cache/vitkit`, `$XDG_CONFIG_HOME/vitkit` or `~/.config/vitkit`. A user
+    without a home folder that can be written, as in a container started with `--user 1234`, gets a private
+    folder in the system's temporary one, and a warning in the log. Raises BadRequest if there is none.
+    """
+    variable, below = _USER_FOLDERS[kind]
+    if named := os.environ.get(variable):
+        return Path(named) / "vitkit"
+    # Path.home raises it for a user who is in no list of users.
+    with suppress(RuntimeError):
+        folder = Path.home() / below / "vitkit"
+        if _can_be_written(folder) or (kind == "config" and os.path.isdir(folder)):
+            return folder
+    return _temporary_folder(variable) / kind
+
+
+def _can_be_written(folder: Path) -> bool:
+    above = next((parent for parent in (folder, *folder.parents) if os.path.lexists(parent)), Path())
+    return os.path.isdir(above) and os.access(above, os.W_OK | os.X_OK)
+
+
+@functools.cache
+def _temporary_folder(variable: str) -> Path:
+    """A folder that nobody but this user can have filled, warned of once in a process."""
+    try:
+        folder = Path(tempfile.gettempdir()) / f"vitkit-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError as error:
+        raise BadRequest(f"there is no home folder ({error}); name a folder with {variable}=DIR") from None
+    private = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
+    if not private:
+        raise BadRequest(
+            f"there is no home folder, and {folder} is not private to user {os.getuid()}; "
+            f"name a folder with {variable}=DIR"
+        )
+    logging.getLogger("vitkit").warning(
+        "there is no home folder that can be written: using %s, which may vanish; set %s=DIR to keep files",
+        folder,
+        variable,
+    )
+    return folder

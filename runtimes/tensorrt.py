@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import re
 import sys
@@ -20,7 +19,7 @@ from vitkit.runtimes import cuda
 from vitkit.runtimes.card import Artifact, TensorSpec, sha256
 from vitkit.runtimes.engine import Feeds, Outputs
 from vitkit.runtimes.errors import BadArtifact, BadRequest, DeviceError, ExportFailed
-from vitkit.runtimes.files import write_bytes
+from vitkit.runtimes.files import user_folder, write_bytes
 from vitkit.runtimes.tensorrt_options import (
     GRAPH_FILE,
     BuildOptions,
@@ -61,8 +60,7 @@ def machine() -> Machine:
 
 def cache_folder() -> Path:
     """Where engines and kernel timings of this machine are kept."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "vitkit" / "tensorrt"
+    return user_folder("cache") / "tensorrt"
 
 
 def compile_engine(artifact: Artifact, here: Machine) -> bytes:

@@ -29,6 +29,7 @@ from filelock import FileLock
 
 from vitkit.runtimes.card import sha256
 from vitkit.runtimes.errors import BadArtifact, BadInput, DeviceError
+from vitkit.runtimes.files import user_folder
 from vitkit.runtimes.image import SUFFIXES
 
 INDEX_FILE = "index.json"
@@ -258,8 +259,8 @@ class ShardedImages:
 
 
 def default_cache() -> Path:
-    """Where tar files are kept: below XDG_CACHE_HOME, or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vitkit" / "shards"
+    """Where tar files are kept: `shards` in the user's cache folder."""
+    return user_folder("cache") / "shards"
 
 
 def fetch(url: str, target: Path, digest: str) -> None:
