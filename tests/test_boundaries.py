@@ -203,6 +203,81 @@ def test_opening_a_classifier_loads_no_other_task(artifact_of):
     assert not [name for name in run.stdout.split() if "panoptic" in name or "threadpoolctl" in name]
 
 
+# What the extra `cli` brings, and nothing else may need.
+CLI_PACKAGES = ("typer", "rich", "click", "pydantic", "pygments", "shellingham", "markdown_it", "tomli")
+
+
+def without_cli(code: str) -> subprocess.CompletedProcess[str]:
+    block = f"import sys\nfor name in {CLI_PACKAGES}: sys.modules[name] = None\n"
+    return subprocess.run([sys.executable, "-c", block + code], capture_output=True, text=True)
+
+
+def test_the_base_install_is_numpy_and_pillow():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert {item.split(">")[0] for item in project["dependencies"]} == {"numpy", "pillow", "threadpoolctl"}
+
+
+def test_everything_that_runs_on_a_device_does_without_the_command_lines_packages():
+    """Every module of the wheel that a device gets is imported, an engine is run and the doctor answers."""
+    code = """
+import importlib, io, zipfile
+from vitkit.devices.wheel import runtime_wheel
+inside = zipfile.ZipFile(io.BytesIO(runtime_wheel()[1])).namelist()
+names = [name[:-3] for name in inside if name.endswith(".py")]
+for name in names:
+    importlib.import_module(name.removesuffix("/__init__").replace("/", "."))
+from vitkit import doctor
+checks = doctor.to_json(doctor.diagnose())
+print(len(names), len(checks))
+"""
+    run = without_cli(code)
+    assert run.returncode == 0, run.stderr
+    modules, checks = map(int, run.stdout.split())
+    assert modules > 30
+    assert checks > 5
+
+
+@pytest.mark.parametrize("start", ["vitkit.__main__", "console script"])
+def test_the_command_without_its_extra_names_what_to_install(start):
+    code = "import runpy; runpy.run_module('vitkit', run_name='__main__')"
+    if start == "console script":
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        module, function = project["scripts"]["vitkit"].split(":")
+        code = f"import {module} as start; start.{function}()"
+    run = without_cli(code)
+    assert run.returncode == 2
+    assert run.stdout == ""
+    assert run.stderr.count("\n") == 1
+    assert "pip install 'vitkit[cli]'" in run.stderr
+
+
+def extras_of(name: str, extras: dict[str, list[str]]) -> set[str]:
+    """An extra with all those that it includes."""
+    inner = [item[len("vitkit[") : -1].split(",") for item in extras[name] if item.startswith("vitkit[")]
+    return {name}.union(*(extras_of(part, extras) for parts in inner for part in parts))
+
+
+def test_extras_for_making_engines_include_the_command_line_and_those_of_runtimes_do_not():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    with_cli = {name for name in extras if "cli" in extras_of(name, extras)}
+    assert {"train", "export", "tflite-export", "report", "all"} <= with_cli
+    assert not with_cli & {"onnx", "openvino", "tflite", "tensorrt"}
+
+
+def test_few_loose_modules_at_the_top():
+    loose = {path.stem for path in (ROOT / "toolkit").glob("*.py")} - {"__init__", "__main__"}
+    assert len(loose) <= 5, loose
+
+
+def test_nothing_imports_the_command_line():
+    users = {
+        str(path.relative_to(ROOT))
+        for path in sources()
+        if any(module.startswith("vitkit.cli") for module, _ in imports(path))
+    }
+    assert {path for path in users if not path.startswith("toolkit/cli/")} == {"toolkit/__main__.py"}
+
+
 def test_help_loads_nothing_heavy():
     code = "import sys\nfrom vitkit.cli.main import app\nprint(' '.join(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

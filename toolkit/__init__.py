@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
     from vitkit.runtimes import *  # noqa: F403
 
 __version__ = "0.1.0"
+
+# An application decides what it shows of this log; the command line shows it by itself.
+logging.getLogger("vitkit").addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> Any:

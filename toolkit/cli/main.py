@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
+from functools import wraps
+from inspect import Parameter, signature
+from typing import Annotated, Any
 
 import typer
 
@@ -22,18 +26,22 @@ from vitkit.cli.models import models
 from vitkit.cli.predict import predict
 from vitkit.cli.recipes import recipes
 from vitkit.cli.report import report
+from vitkit.cli.show import show_log
 from vitkit.cli.train import train
 from vitkit.cli.verify import verify
 
 app = typer.Typer(
     name="vitkit",
     help="Efficient vision models, from a training run to a verified, measured engine on an edge device.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show what is done in more detail.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show results, warnings and errors only.")]
+Version = Annotated[bool, typer.Option("--version", help="Print the version of vitkit and exit.")]
 
 _MAKE = (models, train, recipes, import_, export, build)
 _CHECK = (verify, evaluate, bench, report, inspect)
@@ -42,6 +50,45 @@ for _command in (*_MAKE, *_CHECK, *_USE):
     app.command(_command.__name__.rstrip("_"))(_command)
 app.add_typer(data, name="data")
 app.add_typer(device, name="device")
+
+
+@app.callback(invoke_without_command=True)
+def _start(
+    context: typer.Context, version: Version = False, verbose: Verbose = False, quiet: Quiet = False
+) -> None:
+    if version:
+        from vitkit import __version__
+
+        typer.echo(f"vitkit {__version__}")
+        raise typer.Exit()
+    show_log(verbose=verbose, quiet=quiet)
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(2)
+
+
+def _with_log_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The command with `--verbose` and `--quiet`, which thus work before and after its name."""
+
+    @wraps(command)
+    def run(*, verbose: bool, quiet: bool, **values: Any) -> Any:
+        show_log(verbose=verbose, quiet=quiet)
+        return command(**values)
+
+    own = signature(command)
+    extra = [
+        Parameter(name, Parameter.KEYWORD_ONLY, default=False, annotation=kind)
+        for name, kind in (("verbose", Verbose), ("quiet", Quiet))
+    ]
+    run.__signature__ = own.replace(parameters=[*own.parameters.values(), *extra])  # type: ignore[attr-defined]
+    run.__annotations__ = {**command.__annotations__, "verbose": Verbose, "quiet": Quiet}
+    return run
+
+
+for _group in (app, data, device):
+    for _registered in _group.registered_commands:
+        if _registered.callback:
+            _registered.callback = _with_log_options(_registered.callback)
 
 
 def main() -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import typer
+
+_log = logging.getLogger("vitkit")
 
 if TYPE_CHECKING:
     from vitkit.exporters.parity import Check
@@ -33,9 +36,41 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], title:
     Console().print(table)
 
 
+class _StandardError(logging.Handler):
+    """Log records as plain lines on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record; warnings are marked."""
+        mark = "warning: " if record.levelno >= logging.WARNING else ""
+        typer.echo(f"{mark}{self.format(record)}", err=True)
+
+
+def show_log(*, verbose: bool = False, quiet: bool = False) -> None:
+    """Show the logger `vitkit` on standard error, normally from INFO on.
+
+    `verbose` shows DEBUG too, `quiet` only WARNING and above. Raises BadRequest when both are asked for.
+    """
+    if verbose and quiet:
+        from vitkit.runtimes.errors import BadRequest
+
+        raise BadRequest("--verbose and --quiet exclude each other; use one of them")
+    if not any(isinstance(handler, _StandardError) for handler in _log.handlers):
+        _log.addHandler(_StandardError())
+        _log.setLevel(logging.INFO)
+        # Nothing twice: an application's root logger is not the command line's.
+        _log.propagate = False
+    if verbose or quiet:
+        _log.setLevel(logging.DEBUG if verbose else logging.WARNING)
+
+
+def is_quiet() -> bool:
+    """Whether the user asked for warnings and errors only."""
+    return not _log.isEnabledFor(logging.INFO)
+
+
 def say(text: str) -> None:
-    """A line for people, on standard error, so that standard output stays clean."""
-    typer.echo(text, err=True)
+    """A line of progress for the user, on standard error, so that standard output stays clean."""
+    _log.info("%s", text)
 
 
 @contextmanager
@@ -45,7 +80,7 @@ def progress_bar(text: str) -> Iterator[Callable[[int, int], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=is_quiet()) as bar:
         task = bar.add_task(text, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
