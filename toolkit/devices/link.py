@@ -24,9 +24,9 @@ from vitkit.devices.wheel import runtime_wheel
 from vitkit.devices.worker import collect, events, raise_error
 from vitkit.doctor import Finding
 from vitkit.runtimes.card import CARD_FILE, read_artifact, sha256
-from vitkit.runtimes.decode import decoder
 from vitkit.runtimes.engine import check_device
 from vitkit.runtimes.errors import BadRequest, DeviceError, VitkitError
+from vitkit.runtimes.tasks import decoder
 
 # Above all of the user's configuration, which holds for the rest: keys, agent, jump hosts, known hosts.
 _SSH_OPTIONS = {
