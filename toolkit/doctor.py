@@ -1,4 +1,4 @@
-"""What works on this machine, what does not, and the command that mends it."""
+"""Diagnosis of this machine: which targets work, which do not, and the command that fixes each."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _TINY = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One finding. `remedy` is the command that mends it; None where nothing is wrong or nothing helps."""
+    """The state of one thing. `remedy` is the command that fixes it; None if it works or nothing helps."""
 
     name: str
     ok: bool
@@ -81,7 +81,7 @@ def diagnose() -> list[Finding]:
 
 
 def _requirements() -> list[_Requirement]:
-    """What vitkit's own metadata asks for; empty where vitkit's files are here without being installed."""
+    """Requirements in vitkit's own metadata; empty if vitkit runs without being installed."""
     try:
         lines = metadata.requires("vitkit") or []
     except metadata.PackageNotFoundError:
@@ -237,16 +237,16 @@ def to_json(findings: Sequence[Finding]) -> list[dict[str, Any]]:
     return [asdict(finding) for finding in findings]
 
 
-def table(checks: Sequence[Finding]) -> Table:
-    """Findings as a table for the terminal: ok, MISSING where a command mends it, else a dash."""
+def table(findings: Sequence[Finding]) -> Table:
+    """Findings as a table for the terminal: ok, MISSING if a command fixes it, else a dash."""
     from rich.table import Table
     from rich.text import Text
 
     result = Table(box=None, header_style="bold")
-    for column in ("", "check", "found", "mended by"):
+    for column in ("", "what", "found", "fix"):
         result.add_column(column, overflow="fold")
-    for check in checks:
-        state = "ok" if check.ok else "MISSING" if check.remedy else "-"
+    for finding in findings:
+        state = "ok" if finding.ok else "MISSING" if finding.remedy else "-"
         # As Text: messages and commands hold brackets, which are markup otherwise.
-        result.add_row(*map(Text, (state, check.name, check.detail, check.remedy or "")))
+        result.add_row(*map(Text, (state, finding.name, finding.detail, finding.remedy or "")))
     return result

@@ -79,7 +79,7 @@ def report(*means: float, thermal=(0,)) -> PhoneReport:
 
 def test_tries_must_agree_and_stay_cool():
     assert report(100, 101, 102, 103, 104.9).invalid is None
-    assert "lie 6.0% apart" in report(100, 101, 102, 103, 106).invalid
+    assert "are 6.0% apart" in report(100, 101, 102, 103, 106).invalid
     assert "4 tries" in report(100, 100, 100, 100).invalid
     assert "thermal status 2" in report(*[100] * 5, thermal=[0, None, 2]).invalid
 

@@ -47,7 +47,7 @@ def test_too_few_samples_give_no_answer_but_the_way_to_one():
     few = report([10_000_000] * 100)
     assert frame_rate(few, 30).holds is None
     text = describe(few, 30)
-    assert "n too small to say whether it holds 30 FPS at p99, 100 queries of 662" in text
+    assert "n too small to know whether it holds 30 FPS at p99, 100 queries of 662" in text
     seconds = int(text.split("--duration ")[1].split(";")[0])
     assert 6.62 < seconds <= 8
 

@@ -151,7 +151,7 @@ def test_results_that_disagree_are_refused_and_equal_ones_count_once(write):
     again = write("again.json", [report([5], started="2026-01-02")])
     one, same = write("one.json", evaluation()), write("same.json", evaluation())
     assert made(bench, again, one, same) == made(bench, one)
-    with pytest.raises(BadInput, match=r"top-1 80\.00 % of a on photos/val, another result says 75\.00"):
+    with pytest.raises(BadInput, match=r"gives a top-1 80\.00 % on photos/val, another result 75\.00"):
         made(bench, one, write("two.json", evaluation(top1=80.0)))
 
 

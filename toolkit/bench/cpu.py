@@ -1,4 +1,4 @@
-"""What a measurement must say about the CPU it ran on. Reads /proc and /sys; elsewhere much is unknown."""
+"""Facts about the CPU that go with a measurement, from /proc and /sys; other systems leave many unknown."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BF16_FEATURES = frozenset(("avx_ne_convert", "avx512_bf16", "amx_bf16", "bf16", 
 
 
 def cpu_info(root: Path = Path("/")) -> dict[str, Any]:
-    """Facts about this machine's CPU, ready for JSON; None where the system does not tell.
+    """Facts about this machine's CPU, ready for JSON; None if the system does not provide one.
 
     `model` and `architecture` are names, `cores` counts logical cores and `usable_cores` those this
     process may run on, `features` lists the known instruction sets that every core has, `governor` is
@@ -50,7 +50,7 @@ def cpu_info(root: Path = Path("/")) -> dict[str, Any]:
 
 
 def load_average() -> list[float] | None:
-    """Runnable processes, averaged over 1, 5 and 15 minutes; None where the system does not count them."""
+    """Runnable processes, averaged over 1, 5 and 15 minutes; None if the system does not count them."""
     try:
         return [round(value, 2) for value in os.getloadavg()]
     except (AttributeError, OSError):
@@ -71,7 +71,7 @@ def _values(cpuinfo: str, key: str) -> list[str]:
 def _model(cpuinfo: str, root: Path) -> str | None:
     if names := _values(cpuinfo, "model name"):
         return names[0].strip()
-    # ARM kernels name the board rather than the core; the part number tells the core.
+    # ARM kernels name the board rather than the core; the part number identifies the core.
     parts = sorted(set(zip(_values(cpuinfo, "CPU implementer"), _values(cpuinfo, "CPU part"), strict=False)))
     cores = ", ".join(f"implementer {implementer} part {part}" for implementer, part in parts)
     board = _read(root / "proc/device-tree/model")
@@ -83,7 +83,7 @@ def _features(cpuinfo: str) -> list[str] | None:
     cores = [set(line.split()) for key in ("flags", "Features") for line in _values(cpuinfo, key)]
     if not cores:
         return None
-    # A thread may land on any core, so a feature counts where the little cores have it as well.
+    # A thread may land on any core, so a feature counts only if the little cores have it as well.
     shared = set.intersection(*cores)
     return [name for name in (*X86_FEATURES, *ARM_FEATURES) if name in shared]
 

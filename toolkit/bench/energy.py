@@ -71,7 +71,7 @@ class Rails:
 
     @property
     def works(self) -> bool:
-        """Whether a line with power has come; waits for it for some seconds."""
+        """True once a line with power has come; waits for it for some seconds."""
         return self._first.wait(_FIRST_LINE_S)
 
     def _follow(self) -> None:

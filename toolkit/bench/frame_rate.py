@@ -1,4 +1,4 @@
-"""Does an engine keep up with a camera? The answer to `vitkit bench --fps-target`."""
+"""Comparing an engine with a camera's frame rate, for `vitkit bench --fps-target`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ QUANTILE = 99.0
 
 
 class FrameRate(NamedTuple):
-    """Whether a query keeps up with `fps` frames a second at the 99th percentile.
+    """The answer whether a query keeps up with `fps` frames a second at the 99th percentile.
 
     `p99_ms` is that percentile and `budget_ms` the time there is; `headroom` is the share of the budget that
     is left, negative if the engine is too slow. `holds` and those are None if the samples are too few
@@ -61,8 +61,8 @@ def describe(report: BenchReport, fps: float) -> str:
         wanted = MIN_SAMPLES[QUANTILE]
         seconds = math.ceil(1.1 * wanted * sum(report.times_ns) / max(report.n, 1) / 1e9)
         return (
-            f"{who}: n too small to say whether it holds {fps:g} FPS at p99, {report.n} queries of {wanted}; "
-            f"measure with --duration {seconds}; {energy}."
+            f"{who}: n too small to know whether it holds {fps:g} FPS at p99, {report.n} queries of "
+            f"{wanted}; measure with --duration {seconds}; {energy}."
         )
     verb = "holds" if found.holds else "does not hold"
     spare = f"{found.headroom:.0%} headroom" if found.holds else f"{-found.headroom:.0%} too slow"

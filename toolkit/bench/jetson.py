@@ -17,7 +17,7 @@ from vitkit.runtimes.errors import BadInput
 _TOTAL_RAILS = ("VDD_IN", "POM_5V_IN", "VIN")
 # Fed by VIN_SYS_5V0, or not connected: a sum with them would count twice, or noise.
 _NOT_ADDED = ("VDDQ_VDD2_1V8AO", "NC")
-# What tegrastats prints for a sensor whose part is switched off.
+# Printed by tegrastats for a sensor whose part is switched off.
 _ABSENT_C = -256.0
 _TOOL_S = 10.0
 
@@ -137,7 +137,7 @@ def joules(samples: Sequence[tuple[float, float]]) -> float:
 
 
 def is_jetson(root: Path = Path("/")) -> bool:
-    """Whether this machine is a Jetson. `root` is the folder that holds `etc` and `proc`."""
+    """True on a Jetson. `root` is the folder that holds `etc` and `proc`."""
     if (root / "etc/nv_tegra_release").exists():
         return True
     model = _read(root / "proc/device-tree/model") or ""
@@ -178,7 +178,7 @@ def _output_of(command: Sequence[str], lines: int | None = None) -> str | None:
 
 
 def throttling(root: Path = Path("/")) -> dict[str, int]:
-    """Counts of what slows a Jetson down, by name; they rise, or are above 0, when it does.
+    """Counters of what slows a Jetson down, by name; throttling raises them, or sets them above 0.
 
     `gpu-throttle-alert` and the like are 1 while the board is too hot; `oc1` to `oc3` count the events of
     low voltage and of too much current since boot. Empty on other machines.
@@ -194,7 +194,7 @@ def throttling(root: Path = Path("/")) -> dict[str, int]:
 
 
 def throttled(before: dict[str, int], after: dict[str, int]) -> list[str]:
-    """What slowed the board down between two calls of `throttling`, by name."""
+    """Names of what slowed the board down between two calls of `throttling`."""
     alerts = [name for name in after if name.endswith("-alert") and (after[name] or before.get(name))]
     events = [name for name in after if not name.endswith("-alert") and after[name] > before.get(name, 0)]
     return alerts + events

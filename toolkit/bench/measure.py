@@ -76,7 +76,7 @@ class _Lane:
 
 
 class _Call(NamedTuple):
-    """What the reports of one call of `bench` share."""
+    """Values that the reports of one call of `bench` share."""
 
     options: BenchOptions
     started: str
@@ -134,7 +134,7 @@ def bench(
 
 
 def labels(artifacts: Sequence[Path]) -> list[str]:
-    """What reports call artifacts: the names of their folders, or the paths if names repeat."""
+    """Names of artifacts in reports: those of their folders, or the paths if names repeat."""
     names = [path.resolve().name for path in artifacts]
     return names if len(set(names)) == len(names) else [str(path) for path in artifacts]
 

@@ -1,4 +1,4 @@
-"""How many times as fast: artifacts measured together, each against the first one of its scope."""
+"""Speed ratios of artifacts measured together, each against the first one of its scope."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def _ratio(reference: BenchReport, report: BenchReport) -> Ratio:
             f"compare; measure them in one go: vitkit bench {reference.artifact} {report.artifact}"
         )
     per_image = report.batch / reference.batch
-    base, own = _round_medians(reference), _round_medians(report)
-    by_round = [base[number] / own[number] * per_image for number in sorted(base.keys() & own.keys())]
+    base, mine = _round_medians(reference), _round_medians(report)
+    by_round = [base[number] / mine[number] * per_image for number in sorted(base.keys() & mine.keys())]
     if not by_round:
         raise BadInput(
             f"{reference.artifact} and {report.artifact} have no round in common; measure them again"

@@ -113,8 +113,8 @@ class BenchReport:
     @property
     def cross_check_ratio(self) -> float | None:
         """p50 over `trtexec_ns`: what copies, launches, waiting and Python add; None without the latter."""
-        own, other = self.percentile(50.0), self.trtexec_ns
-        return own / other if own and other else None
+        p50, gpu_ns = self.percentile(50.0), self.trtexec_ns
+        return p50 / gpu_ns if p50 and gpu_ns else None
 
     @property
     def emulated(self) -> str | None:
@@ -131,7 +131,7 @@ class BenchReport:
 
     @property
     def invalid(self) -> str | None:
-        """Why this measurement must not be used; None if it may."""
+        """Reason why this measurement must not be used; None if it may."""
         if slowed := self.environment.get("throttled"):
             return f"the board throttled itself meanwhile ({', '.join(slowed)}): cool it, or feed it better"
         gap = self.stage_gap
@@ -196,7 +196,7 @@ def _from_json(body: Mapping[str, Any]) -> BenchReport:
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value from JSON has the type of an annotation."""
+    """True if a value from JSON has the type of an annotation."""
     inside = get_args(kind)
     if kind is Any or not inside:
         return kind is Any or type(value) is kind

@@ -72,7 +72,7 @@ def _speed(ratio: Ratio | None) -> str:
 
 
 def notes(reports: Sequence[BenchReport]) -> list[str]:
-    """What a reader of the numbers must know, one sentence a line; invalid measurements come first."""
+    """Circumstances that a reader of the numbers must know, one to a line; invalid measurements first."""
     invalid = [
         f"INVALID: {report.artifact} ({report.scope}): {reason}."
         for report in reports
@@ -96,7 +96,7 @@ def _circumstances(report: BenchReport) -> list[str]:
         f"before, {_load(environment['load_average_after'])} after.",
         f"Inputs drawn with replacement from {pool['size']} images ({pool['source']}), seed {pool['seed']}.",
         f"Single stream, interleaved in blocks; a warm-up of at least {WARMUP_RUNS} runs and {WARMUP_S:g} s "
-        "a row is excluded. Percentiles by nearest rank, printed where n supports them at 99 % confidence.",
+        "for each row is excluded. Percentiles by nearest rank, if n supports them at 99 % confidence.",
         "speed: within a round, median time per image of the scope's first artifact over this one's; median "
         "of the rounds (95 % interval).",
     ]
@@ -107,22 +107,22 @@ def _warnings(report: BenchReport) -> list[str]:
     if report.emulated:
         beyond = report.settings.get("beyond_cap", {})
         exceptions = ", ".join(f"{count} {kernel}" for kernel, count in beyond.items())
-        ignored = f"These ignore the cap, so a real CPU is slower: {exceptions}."
+        ignored = f"These kernels ignore the cap, so a real CPU is slower: {exceptions}."
         lines.append(
             f"EMULATED: {report.artifact} may use no more than {report.emulated} here; clocks, caches and "
-            f"memory stay this machine's. {ignored if beyond else 'All kernels obey.'}"
+            f"memory stay this machine's. {ignored if beyond else 'All kernels respect the cap.'}"
         )
     load, cores = report.environment["load_average_before"], cpu["usable_cores"] or cpu["cores"]
     if load and cores and load[0] > NOISY_LOAD * cores:
         lines.append(
-            f"NOISY: before the start {load[0]:.1f} processes wanted the {cores} cores; p90 and p99 are of a "
-            "machine that does other things too. Ratios hold better, since engines took turns."
+            f"NOISY: before the start {load[0]:.1f} processes wanted the {cores} cores, so p90 and p99 "
+            "include the time of other programs. Ratios suffer less, since engines took turns."
         )
     return lines
 
 
 def check_notes(report: BenchReport) -> list[str]:
-    """What the cross-check by `trtexec` says and does not say, one sentence or two a line; empty without."""
+    """The result of the cross-check by `trtexec`, its limits and its warnings; empty without one."""
     found, time = report.cross_check, report.trtexec_ns
     if found is None:
         return []

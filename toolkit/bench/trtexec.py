@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 from vitkit.runtimes.errors import BadInput
 
-# Where JetPack and the vendor's packages put it, which is in nobody's PATH.
+# JetPack and the vendor's packages install it here, outside the PATH.
 _FOLDER = Path("/usr/src/tensorrt/bin")
-# Version 11 does all of this unasked and takes the words all the same. No shapes and no batch: the engines
+# Version 11 does all of this by default and still accepts the flags. No shapes and no batch: the engines
 # that vitkit builds have fixed ones.
 _OPTIONS = ("--useSpinWait", "--useCudaGraph", "--noDataTransfers", "--warmUp=1000", "--duration=3")
 _PATIENCE_S = 120.0
@@ -36,7 +36,7 @@ _VALUE = re.compile(rf"\b(min|max|mean|median|percentile\(([\d.]+)%\)) = {_NUMBE
 
 
 class Summary(NamedTuple):
-    """What `trtexec` prints at its end.
+    """The summary that `trtexec` prints at its end.
 
     `version` is TensorRT's, such as `10.3.0`; `throughput` is in queries a second. `metrics` holds, by the
     tool's names (`Latency`, `GPU Compute Time`, ...), `min`, `max`, `mean`, `median` and percentiles such as
@@ -50,7 +50,7 @@ class Summary(NamedTuple):
 
 
 def find_trtexec() -> Path | None:
-    """The tool of this machine: from the PATH, or from where JetPack has it; None where it is absent."""
+    """The tool of this machine, from the PATH or JetPack's folder; None if it is absent."""
     found = shutil.which("trtexec") or shutil.which("trtexec", path=str(_FOLDER))
     return Path(found) if found else None
 
@@ -58,7 +58,7 @@ def find_trtexec() -> Path | None:
 def parse_summary(text: str) -> Summary:
     """Read the output of `trtexec` from 8.4 to 11.
 
-    Raises BadInput with the tool's own reason where it failed, and where it ended without a summary.
+    Raises BadInput with the tool's own reason if it failed, and if it ended without a summary.
     """
     outcome = _OUTCOME.search(text)
     lines = [(level, words.rstrip()) for level, words in _LINE.findall(text)]

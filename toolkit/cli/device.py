@@ -34,17 +34,15 @@ def add(
     python: Annotated[
         str, typer.Option(help="Its Python, 3.10 or newer, with the vendors' packages.")
     ] = "python3",
-    folder: Annotated[str, typer.Option(help="Where files are kept on it.")] = "~/.cache/vitkit",
+    folder: Annotated[str, typer.Option(help="Folder on it for files that are sent.")] = "~/.cache/vitkit",
     target: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option("--target", help="What it is meant to run; may repeat (anything)."),
+        typer.Option("--target", help="A target that it is meant to run; may repeat (any target)."),
     ] = None,
     tool: Annotated[
-        str, typer.Option(help="Of a phone: your benchmark_model binary for it, a file here.")
+        str, typer.Option(help="For a phone: your benchmark_model binary, a file on this machine.")
     ] = "",
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Take the place of an entry of that name.")
-    ] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace an entry of that name.")] = False,
     devices: DevicesFile = None,
 ) -> None:
     """Add a device. Nothing is sent to it; `vitkit device check NAME` tries it."""
@@ -84,7 +82,7 @@ def list_(devices: DevicesFile = None, json: JsonFlag = False) -> None:
 
 @device.command()
 def check(name: NameArgument, devices: DevicesFile = None, json: JsonFlag = False) -> None:
-    """Reach a device and let it diagnose itself; exit code 1 where a target that it is meant for fails."""
+    """Reach a device and let it diagnose itself; exit code 1 if a target that it is meant for fails."""
     from rich.console import Console
 
     from vitkit import doctor
@@ -102,18 +100,18 @@ def check(name: NameArgument, devices: DevicesFile = None, json: JsonFlag = Fals
         return
     with Link(entry) as link:
         found = link.check()
-    checks = [one for one in found.findings if not one.name.startswith(_AT_HOME)]
-    missing = [one.name for one in checks if not one.ok and one.name in {f"run {t}" for t in entry.targets}]
+    findings = [one for one in found.findings if not one.name.startswith(_AT_HOME)]
+    missing = [one.name for one in findings if not one.ok and one.name in {f"run {t}" for t in entry.targets}]
     wrong_kind = entry.kind == "jetson" and not found.jetson
     if json:
         body = {"device": name, "python": found.python, "jetson": found.jetson}
-        print_json({**body, "ok": not missing and not wrong_kind, "checks": doctor.to_json(checks)})
+        print_json({**body, "ok": not missing and not wrong_kind, "checks": doctor.to_json(findings)})
     else:
-        Console().print(doctor.table(checks))
+        Console().print(doctor.table(findings))
     if wrong_kind:
         say(f"{name} is no Jetson")
     if missing:
-        say(f"{name} is meant for what does not work there: {', '.join(missing)}")
+        say(f"{name} is meant for these, which do not work there: {', '.join(missing)}")
     if missing or wrong_kind:
         raise typer.Exit(1)
 

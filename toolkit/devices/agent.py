@@ -1,4 +1,7 @@
-"""What runs on a device: keeps files by their hash, diagnoses, measures, and ends when the link does."""
+"""The far end of a connection to a device: keeps files by their hash, diagnoses, runs a worker to measure.
+
+It ends when the connection does.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +36,8 @@ _PIECE = 1 << 20
 def serve(folder: Path, wheel: Path) -> None:
     """Answer requests from standard input, a line of JSON each, until it ends.
 
-    `folder` is where files are kept; `wheel` is the vitkit that runs here. A request names what to `do`;
-    answers and events go to standard output, marked, a line of JSON each.
+    `folder` holds the files that are kept; `wheel` is the vitkit that runs here. A request names what to
+    `do`; answers and events go to standard output, marked, a line of JSON each.
     """
     store = folder / "files"
     try:
@@ -47,7 +50,7 @@ def serve(folder: Path, wheel: Path) -> None:
         # Nobody listens any more.
         pass
     except OSError as error:
-        _say(error=_explain(error, folder), kind="DeviceError")
+        _send(error=_explain(error, folder), kind="DeviceError")
 
 
 def _answer(asked: Mapping[str, Any], store: Path, wheel: Path) -> None:
@@ -55,17 +58,17 @@ def _answer(asked: Mapping[str, Any], store: Path, wheel: Path) -> None:
         from vitkit import doctor
         from vitkit.bench.jetson import is_jetson
 
-        _say(findings=doctor.to_json(doctor.diagnose()), jetson=is_jetson())
+        _send(findings=doctor.to_json(doctor.diagnose()), jetson=is_jetson())
     elif asked["do"] == "stored":
-        _say(stored=stored(store, asked["files"]), free=shutil.disk_usage(store).free)
+        _send(stored=stored(store, asked["files"]), free=shutil.disk_usage(store).free)
     elif asked["do"] == "put":
         receive(store, asked["file"], asked["offset"], asked["size"])
-        _say(put=asked["file"])
+        _send(put=asked["file"])
     elif asked["do"] == "bench":
         _bench(asked, store, wheel)
 
 
-def _say(**event: Any) -> None:
+def _send(**event: Any) -> None:
     sys.stdout.write(f"{MARK}{json.dumps(event)}\n")
     sys.stdout.flush()
 
@@ -85,7 +88,7 @@ def _explain(error: OSError, folder: Path) -> str:
 
 
 def stored(store: Path, files: Mapping[str, int]) -> dict[str, int]:
-    """How many bytes of each wanted file, by its SHA-256 and size, are here already."""
+    """Bytes that are here already of each wanted file, by its SHA-256 and size."""
     found = {}
     for name, size in files.items():
         whole, part = store / name, store / f"{name}.part"
@@ -143,7 +146,7 @@ def _bench(asked: Mapping[str, Any], store: Path, wheel: Path) -> None:
         artifacts = [str(run / folder) for folder in asked["artifacts"]]
         code = _work(request(artifacts, options), wheel)
         if code:
-            _say(crashed=code)
+            _send(crashed=code)
     finally:
         shutil.rmtree(run, ignore_errors=True)
 

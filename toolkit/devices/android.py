@@ -37,7 +37,7 @@ _MEMORY = re.compile(
 
 
 class Timing(NamedTuple):
-    """What one try of `benchmark_model` reports, times in microseconds.
+    """The report of one try of `benchmark_model`, times in microseconds.
 
     `median_us` and `p95_us` are None for versions before 2.16, `memory_mb` if the tool does not print it.
     """
@@ -110,12 +110,12 @@ class PhoneReport:
 
     @property
     def invalid(self) -> str | None:
-        """Why the measurement must not be used; None if it may."""
+        """Reason why the measurement must not be used; None if it may."""
         if hot := [status for status in self.thermal if status]:
             return f"the phone throttled itself (thermal status {max(hot)})"
         if len(self.tries) < TRIES or self.spread > MAX_SPREAD:
-            wanted = f"{TRIES} must lie within {MAX_SPREAD:.0%}"
-            return f"{len(self.tries)} tries lie {self.spread:.1%} apart; {wanted}"
+            wanted = f"{TRIES} must be within {MAX_SPREAD:.0%}"
+            return f"{len(self.tries)} tries are {self.spread:.1%} apart; {wanted}"
         return None
 
 

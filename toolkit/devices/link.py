@@ -1,4 +1,7 @@
-"""The near end of a device: reaches it, hands it files and a bench, and brings the reports back."""
+"""The near end of a connection to a device: sends files and a bench there, and returns the reports.
+
+The far end is `vitkit.devices.agent`, whose `vitkit.devices.worker` runs the bench.
+"""
 
 from __future__ import annotations
 
@@ -127,13 +130,10 @@ class Link:
                 stderr=subprocess.PIPE,
             )
         except FileNotFoundError as error:
-            mend = (
-                "install OpenSSH's client"
-                if error.filename == "ssh"
-                else _again(self.device, "--python PATH")
-            )
+            no_ssh = error.filename == "ssh"
+            fix = "apt-get install openssh-client" if no_ssh else _again(self.device, "--python PATH")
             raise DeviceError(
-                f"{self.device.name}: there is no {error.filename!r} here; mend it with: {mend}"
+                f"{self.device.name}: there is no {error.filename!r} here; fix it with: {fix}"
             ) from None
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -220,7 +220,7 @@ class Link:
             )
 
     def _lost(self) -> DeviceError:
-        """Why the far end says no more, from what `ssh` printed and how it ended."""
+        """The reason why the far end fell silent, from the output of `ssh` and its exit code."""
         with suppress(OSError):
             self._input.close()
         try:
@@ -266,7 +266,7 @@ class Link:
                     yield len(data)
                 self._input.flush()
         except BrokenPipeError:
-            # It closed early for a reason, which it may still have told.
+            # It closed early for a reason, which it may have sent before.
             self._next()
             raise self._lost() from None
         self._next()

@@ -18,7 +18,7 @@ from vitkit.runtimes.files import write_text
 
 KINDS = ("local", "ssh", "jetson", "adb")
 _PHONE_FOLDER = "/data/local/tmp/vitkit"
-# Names that `--device` gives to the vendors' own devices on this machine.
+# Devices of this machine's engines; no entry may have such a name.
 ENGINE_DEVICES = ("cpu", "gpu", "npu", "cuda", "auto")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -30,8 +30,8 @@ class Device:
     `kind`: `local` is another Python on this machine, `ssh` a machine that the system's `ssh` reaches,
     `jetson` such a machine that must be a Jetson, `adb` a phone. `address` is what `ssh` takes: HOST,
     USER@HOST, a name of the user's SSH configuration, or `ssh://USER@HOST:PORT`; of a phone its serial
-    number, or nothing where only one is plugged in. `python` is the device's Python 3.10 or newer that holds
-    numpy and the vendors' packages; `folder` is where files are kept there. Both may start with `~/`.
+    number, or nothing if only one is plugged in. `python` is the device's Python 3.10 or newer that holds
+    numpy and the vendors' packages; `folder` holds the files that are kept there. Both may start with `~/`.
     `targets` are those that the device is meant for; none means any. `tool` is, for a phone, the user's
     `benchmark_model`, a file on this machine.
     """
@@ -54,7 +54,7 @@ class Device:
         if self.kind not in KINDS:
             raise BadRequest(f"the kind of {self.name} is {self.kind!r}; known are {', '.join(KINDS)}")
         if self.kind == "local" and self.address:
-            raise BadRequest(f"{self.name} is local and has the address {self.address!r}; leave that away")
+            raise BadRequest(f"{self.name} is local and has the address {self.address!r}; leave it out")
         needs_none = self.kind == "local" or (self.kind == "adb" and not self.address)
         if not needs_none and not re.fullmatch(r"[^\s\x00-\x1f\x7f-][^\s\x00-\x1f\x7f]*", self.address):
             raise BadRequest(
@@ -76,7 +76,7 @@ def default_file() -> Path:
 
 
 def read_devices(file: Path) -> dict[str, Device]:
-    """Devices by name; none where the file does not exist. Raises BadRequest where it is damaged."""
+    """Devices by name; none if the file does not exist. Raises BadRequest if it is damaged."""
     if sys.version_info >= (3, 11):
         import tomllib
     else:
@@ -110,7 +110,7 @@ def _device(name: str, table: Any, file: Path) -> Device:
 
 
 def write_devices(devices: Mapping[str, Device], file: Path) -> None:
-    """Write all devices, replacing the file whole; raises BadRequest where it cannot be written."""
+    """Write all devices, replacing the file whole; raises BadRequest if it cannot be written."""
     blocks = []
     for device in devices.values():
         values = {key: value for key, value in asdict(device).items() if key != "name" and value}
@@ -129,7 +129,7 @@ def _quoted(text: str) -> str:
 
 
 def find_machine(device: str | None, file: Path | None = None) -> tuple[Device | None, str | None]:
-    """What `--device` means: the machine (None: this one), and the engine's device on it (None: the default).
+    """The machine that `--device` means (None: this one), and the engine's device on it (None: the default).
 
     `device` is an engine's device of this machine such as `cpu`, a name in `file` (None: the user's own
     file), or `NAME:DEVICE`; an engine's device needs no such file. `jetson` means the entry of that name,

@@ -1,4 +1,4 @@
-"""vitkit as a wheel, made from the files that are running: what a device needs to measure engines."""
+"""The part of vitkit that measures engines, as a wheel for devices, made from the files that run here."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 def runtime_wheel() -> tuple[str, bytes]:
     """SHA-256 and bytes of a wheel that works from `PYTHONPATH`, the same bytes for the same files.
 
-    It carries vitkit's metadata where vitkit is installed, so that `doctor` on the device knows which
-    versions of packages are needed.
+    If vitkit is installed here, the wheel carries its metadata, from which `doctor` on the device reads
+    the versions of packages that are needed.
     """
     from vitkit import __version__
 

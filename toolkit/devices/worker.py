@@ -30,7 +30,7 @@ def main() -> None:
     # What vendors print must not land among the events.
     os.dup2(2, 1)
 
-    def say(**event: Any) -> None:
+    def send(**event: Any) -> None:
         events.write(f"{MARK}{json.dumps(event)}\n")
         events.flush()
 
@@ -38,15 +38,15 @@ def main() -> None:
     try:
         artifacts = [Path(path) for path in asked["artifacts"]]
         options = BenchOptions.from_json(asked["options"])
-        reports = bench(artifacts, options, progress=lambda text, fraction: say(progress=[text, fraction]))
+        reports = bench(artifacts, options, progress=lambda text, fraction: send(progress=[text, fraction]))
     except VitkitError as error:
-        say(error=str(error), kind=type(error).__name__)
+        send(error=str(error), kind=type(error).__name__)
         return
-    say(reports=[asdict(report) for report in reports])
+    send(reports=[asdict(report) for report in reports])
 
 
 def request(artifacts: Iterable[str], options: Mapping[str, Any]) -> bytes:
-    """What `main` reads: artifact folders, and what `BenchOptions.to_json` wrote."""
+    """The input of `main`: artifact folders, and options as `BenchOptions.to_json` writes them."""
     return json.dumps({"artifacts": list(artifacts), "options": options}).encode()
 
 
@@ -87,7 +87,7 @@ def raise_error(event: Mapping[str, Any]) -> None:
 
 
 def crash_text(code: int) -> str:
-    """What the exit code of a worker that ended without reports means."""
+    """The meaning of the exit code of a worker that ended without reports."""
     if code < 0:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
         cause = "; the system may have run out of memory" if name == "SIGKILL" else ""

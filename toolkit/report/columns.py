@@ -12,7 +12,7 @@ from vitkit.report.text import LONG, shown, significant
 
 
 def where_column(settings: Sequence[str]) -> Column:
-    """The column that tells where a row ran: the setting, or its letter where there are several."""
+    """The column of the setting that a row ran in, as a letter if there are several."""
 
     def cell(row: Row) -> Cell:
         setting = setting_of(row.report)
@@ -56,7 +56,7 @@ def artifact_columns(results: Results) -> list[Column]:
 
 
 def start_columns(rows: Sequence[Row], where: Column) -> list[Column]:
-    """What opening an artifact took, and the stages of scope `image`."""
+    """Columns of the opening of an artifact and of the stages of scope `image`."""
 
     def stage(name: str) -> Column:
         def cell(row: Row) -> Cell | None:
@@ -93,7 +93,7 @@ def environment_columns(calls: Sequence[BenchReport]) -> list[Column]:
 
 
 def energy_cell(report: BenchReport) -> Cell | None:
-    """Joules an image, where a report has them, and what measured them."""
+    """Joules per image and what measured them; None for a report without."""
     joules = report.joules_per_image
     if joules is None or report.energy is None:
         return None

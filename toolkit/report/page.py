@@ -37,13 +37,13 @@ from vitkit.report.text import LONG, html
 _TITLE = "<title>vitkit report</title>"
 _DOTS = (
     "Each dot is one query; from top to bottom of a strip they are in the order they ran, so that a drift "
-    "shows as a slant. None is clipped. The thick line is the median; p90 and p99 stand where the number of "
+    "shows as a slant. None is clipped. The thick line is the median; p90 and p99 are shown if the number of "
     "queries supports them at 99 % confidence."
 )
 _ESTIMATE = "<b>Estimate:</b> "
 _TIMES = (
     "Times are measured, single stream, nothing clipped, after a warm-up that is not counted. A percentile "
-    "is printed where the number of queries supports it at 99 % confidence; the median always."
+    "is printed if the number of queries supports it at 99 % confidence; the median always."
 )
 _SPEED = (
     "how many times as fast. Within each round of a bench, the median time per image of the scope's first "
@@ -59,15 +59,15 @@ _SHARE = (
 )
 _ENERGY = "energy, of all that ran: from the counters of a CPU or a board, not from a meter at the wall."
 _EMULATED = (
-    "rows marked as emulated: the engine was held to a lesser instruction set; clocks, caches and memory "
+    "rows marked as emulated: the engine was limited to a lesser instruction set; clocks, caches and memory "
     "stay those of this CPU."
 )
 _GENERATED = "latency on generated images stands for that on real ones."
-_ACCURACY = "Accuracy is a separate run of the same artifact, told by the hashes of its files."
+_ACCURACY = "Accuracy is a separate run of the same artifact, recognised by the hashes of its files."
 
 
 def page(results: Results) -> str:
-    """The whole page as HTML; it asks the network for nothing and runs no script but its own."""
+    """The whole page as HTML; it loads nothing from the network and runs no script but its own."""
     rows = rows_of(results)
     settings = list(dict.fromkeys(setting_of(row.report) for row in rows))
     scopes = dict.fromkeys(row.report.scope for row in rows)
@@ -89,7 +89,7 @@ def page(results: Results) -> str:
 
 
 def is_page(file: Path) -> bool:
-    """Whether a file holds a page that `page` made."""
+    """True for a file that holds a page made by `page`."""
     try:
         with file.open("rb") as opened:
             return _TITLE.encode() in opened.read(2000)
@@ -202,7 +202,7 @@ def _distribution(scope: str, rows: Sequence[Row], labels: Sequence[tuple[str, i
 
 
 def _tradeoff(scope: str, found: Sequence[tuple[str, int, BenchReport, Evaluation]]) -> str:
-    # The headline is p90; where one row cannot support it, all fall back to the median.
+    # The headline is p90; if one row cannot support it, all fall back to the median.
     q = 90.0 if all(report.percentile(90.0) for _, _, report, _ in found) else 50.0
     points = [
         Point(label, series, (report.percentile(q) or 0) / 1e6 / report.batch, one.value, one.low, one.high)

@@ -46,7 +46,7 @@ class Strip(NamedTuple):
 
 
 class Point(NamedTuple):
-    """One artifact at x (smaller is better) and y (larger is better), with y's interval where known."""
+    """One artifact at x (smaller is better) and y (larger is better), with y's interval if known."""
 
     label: str
     series: int
@@ -57,14 +57,14 @@ class Point(NamedTuple):
 
 
 def is_log(values: Sequence[float]) -> bool:
-    """Whether positive values are shown on a logarithmic axis."""
+    """True if positive values are shown on a logarithmic axis."""
     return max(values) > LOG_FROM * min(values)
 
 
 def strips(rows: Sequence[Strip], title: str, unit: str) -> str:
     """Every time of every row as a dot, the order of the queries running downwards.
 
-    Dots that would lie within half a unit of the picture of each other are drawn once.
+    Of dots within half a unit of the picture of each other, one is drawn.
     """
     height = _ROW * len(rows) + _AXIS
     figure = _figure(height)
@@ -167,7 +167,7 @@ def _draw_point(axes: Axes, point: Point) -> None:
 
 
 def _label(axes: Axes, points: Sequence[Point]) -> None:
-    """A label beside each point, moved up or down to where it covers no other label or point."""
+    """A label beside each point, moved up or down until it covers no other label or point."""
     box = axes.get_window_extent()
     places = {point: tuple(axes.transData.transform((point.x, point.y))) for point in points}
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in places.values()]

@@ -1,4 +1,4 @@
-"""Reading measured results and joining those of one artifact, told by the hashes of its files."""
+"""Reading measured results and joining those of one artifact by the hashes of its files."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ Z95 = 1.959964
 class Evaluation:
     """Accuracy of one artifact or run on one data set: `value` per cent of `metric`.
 
-    `low` and `high` bound it at 95 % confidence by Wilson's interval, where it is a share of `images`; else
-    None. `fast` tells the decoding of a panoptic network. `size_bytes` is None of a run.
+    `low` and `high` bound it at 95 % confidence by Wilson's interval if it is a share of `images`; else
+    None. `fast` is the decoding of a panoptic network. `size_bytes` is None for a run.
     """
 
     artifact: str
@@ -41,12 +41,12 @@ class Evaluation:
 
     @property
     def subject(self) -> tuple[str, str, int, bool]:
-        """What was measured on what; only values that share it compare."""
+        """Metric and data; only values that share these compare."""
         return self.metric, self.data, self.images, self.fast
 
 
 class Results(NamedTuple):
-    """What the page is made from; see `read_results`."""
+    """The measured results that the page shows; see `read_results`."""
 
     reports: list[BenchReport]
     evaluations: list[Evaluation]
@@ -59,7 +59,7 @@ class Results(NamedTuple):
 def read_results(paths: Sequence[Path]) -> Results:
     """Read bench and evaluate results; the same result in two files counts once.
 
-    Raises BadRequest where no result is named, BadInput for a file that is no such result, holds none or
+    Raises BadRequest if no result is named, BadInput for a file that is no such result, holds none or
     was written by an earlier vitkit without the artifact's hashes, and for results of one artifact that
     differ in its files or disagree about its accuracy.
     """
@@ -103,7 +103,7 @@ def _read(path: Path) -> Sequence[BenchReport | Evaluation]:
 def _evaluation(body: dict[str, Any], path: Path) -> Evaluation:
     if "files" not in body:
         raise BadInput(
-            f"{path} was written by an earlier vitkit and does not tell which artifact it is of; write it "
+            f"{path} was written by an earlier vitkit without the hashes of its artifact; write it "
             f"again with: vitkit evaluate {body['network']} --data DATA --json > {path}"
         )
     if body.get("format") != FORMAT:
@@ -171,6 +171,6 @@ def _check_agrees(one: Evaluation, path: Path, evaluations: Sequence[Evaluation]
     for other in evaluations:
         if other.files == one.files and other.subject == one.subject and other.value != one.value:
             raise BadInput(
-                f"{path} says {one.metric} {one.value:.2f} % of {one.artifact} on {one.data}, another result "
-                f"says {other.value:.2f} %; leave out the one that is wrong"
+                f"{path} gives {one.artifact} {one.metric} {one.value:.2f} % on {one.data}, another result "
+                f"{other.value:.2f} %; leave out the one that is wrong"
             )

@@ -1,4 +1,4 @@
-"""What the page compares: reports with their speed-up and accuracy, artifacts, and where they ran."""
+"""Rows of the page: reports with their speed-up and accuracy, artifacts, and the settings they ran in."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def setting_of(report: BenchReport) -> str:
 
 
 def device_of(report: BenchReport) -> str:
-    """The device and, where it is known, its CPU."""
+    """The device and, if it is known, its CPU."""
     cpu = report.environment.get("cpu")
     model = cpu.get("model") if isinstance(cpu, dict) else None
     return f"{report.device} ({model})" if model else report.device
@@ -72,7 +72,7 @@ def letter(i: int) -> str:
 
 
 def is_fast(report: BenchReport) -> bool:
-    """Whether scope `image` was decoded in the fast mode."""
+    """True if scope `image` was decoded in the fast mode."""
     decode = report.protocol.get("decode")
     return isinstance(decode, dict) and bool(decode.get("fast"))
 
@@ -95,7 +95,7 @@ def flat(values: Any, depth: int = 4) -> str:
 
 
 def facts_of(report: BenchReport) -> dict[str, str]:
-    """What is known of the circumstances, on one level."""
+    """All known circumstances of a report, flattened to one level."""
     facts: dict[str, str] = {"device": report.device}
     for name, value in report.environment.items():
         if isinstance(value, dict):

@@ -9,7 +9,7 @@ from vitkit.report.text import LONG, html
 
 
 class Cell(NamedTuple):
-    """What a cell shows, and what it is sorted by; a cell without `key` comes last."""
+    """The text of a cell and the key it is sorted by; a cell without `key` comes last."""
 
     text: str
     key: str | float | None
@@ -17,9 +17,9 @@ class Cell(NamedTuple):
 
 
 class Column(NamedTuple):
-    """A column; `cell` gives None where a row has nothing. Left out where no row has anything.
+    """A column; `cell` gives None for a row without a value. Left out if no row has one.
 
-    Of a `shared` column that is the same in all rows, the table says so once, above.
+    A `shared` column that is the same in all rows is printed once, above the table.
     """
 
     title: str
