@@ -88,7 +88,7 @@ def report(name: str, cases: list[dict[str, Any]]) -> None:
     line = [f"{name}: {median(len(result.segments) for result in exact):g} segments;"]
     for mode, fast in (("exact", False), ("fast", True)):
         calls = [partial(merge_masks, **case, fast=fast) for case in cases[:TIMED]]
-        times = [time for call in calls for time in milliseconds(call, RUNS)]
+        times = [ms for call in calls for ms in milliseconds(call, RUNS)]
         memory = max(peak(call) for call in calls)
         line.append(f"{mode} {median(times):.1f} ms, {memory:.0f} MiB;")
     shares = [
