@@ -2,8 +2,9 @@
 
     OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 python benchmarks/decode.py [images]
 
-Masks are made from annotated photographs where the machine has them, else from drawn ellipses: 12
-confident slots of 128 for a 641 x 641 input. The plain merge is the definition, written without care.
+Masks are made from annotated images if the machine has them, else from drawn ellipses: 12 or 33 confident
+slots of 128 for a 641 x 641 input. Soft masks have a mean probability of about 0.7. Only the first ten images
+are timed.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -22,19 +24,37 @@ from vitkit.runtimes.panoptic import Panoptic, merge_masks
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "runtimes")]
-from test_panoptic import COCO, coco_regions, ellipses, like_network, matched, plain_merge  # noqa: E402
+from test_panoptic import (  # noqa: E402
+    COCO,
+    FIRM,
+    SOFT,
+    coco_regions,
+    cut,
+    ellipses,
+    like_network,
+    matched,
+    published_merge,
+)
 
 SIDE, THINGS = 641, np.arange(133) < 80
-# The photograph's size over that of its part of the input; None: as photographed.
+# The image's size over that of its part of the input; None: its own size.
 SIZES = {"own size": None, "scale 1": 1.0, "scale 2": 2.0, "scale 0.5": 0.5}
-RUNS = 15
+SLOTS = (12, 33)
+TIMED, RUNS = 10, 15
 
 
-def inputs(number: int, scale: float | None = None, drawn: bool = False) -> dict[str, Any]:
+def inputs(
+    number: int,
+    scale: float | None = None,
+    *,
+    drawn: bool = False,
+    slots: int = 12,
+    peak: tuple[float, float] = FIRM,
+) -> dict[str, Any]:
     """Keyword arguments of the merge for one image."""
     make = coco_regions if COCO.is_dir() and not drawn else ellipses
-    regions, content, photo = make(number, SIDE)
-    logits, masks = like_network(regions, number)
+    regions, content, photo = make(number, SIDE, slots)
+    logits, masks = like_network(cut(regions, slots), number, peak=peak)
     size = photo if scale is None else tuple(round(n * scale) for n in content)
     sizes = {"input_size": (SIDE, SIDE), "content": content, "photo_size": size}
     return {"class_logits": logits, "mask_logits": masks, "things": THINGS, **sizes}
@@ -65,10 +85,11 @@ def changed(result: Panoptic, ids: np.ndarray) -> float:
 
 def report(name: str, cases: list[dict[str, Any]]) -> None:
     exact = [merge_masks(**case) for case in cases]
-    line = [f"{name}:"]
+    line = [f"{name}: {median(len(result.segments) for result in exact):g} segments;"]
     for mode, fast in (("exact", False), ("fast", True)):
-        times = [t for case in cases for t in milliseconds(lambda: merge_masks(**case, fast=fast), RUNS)]  # noqa: B023
-        memory = max(peak(lambda: merge_masks(**case, fast=fast)) for case in cases)  # noqa: B023
+        calls = [partial(merge_masks, **case, fast=fast) for case in cases[:TIMED]]
+        times = [ms for call in calls for ms in milliseconds(call, RUNS)]
+        memory = max(peak(call) for call in calls)
         line.append(f"{mode} {median(times):.1f} ms, {memory:.0f} MiB;")
     shares = [
         changed(merge_masks(**case, fast=True), result.ids) for case, result in zip(cases, exact, strict=True)
@@ -76,14 +97,14 @@ def report(name: str, cases: list[dict[str, Any]]) -> None:
     print(*line, f"fast changes {mean(shares):.3f} % of pixels, at most {max(shares):.3f} %", flush=True)
 
 
-def plain(case: dict[str, Any]) -> None:
-    ids, segments, _ = plain_merge(**case)
+def published(case: dict[str, Any]) -> None:
+    ids, segments, _ = published_merge(**case)
     result = merge_masks(**case)
     same = (
         f"{changed(result, ids):.4f} % of pixels differ, {len(result.segments)} of {len(segments)} segments"
     )
-    time_ms = milliseconds(lambda: plain_merge(**case), 1)[0]
-    print(f"plain float64: {time_ms:.0f} ms, {peak(lambda: plain_merge(**case)):.0f} MiB; exact: {same}")
+    time_ms = milliseconds(lambda: published_merge(**case), 1)[0]
+    print(f"published steps in float64: {time_ms:.0f} ms; exact: {same}")
 
 
 def noise(case: dict[str, Any], spread: float) -> dict[str, Any]:
@@ -93,14 +114,18 @@ def noise(case: dict[str, Any], spread: float) -> dict[str, Any]:
 
 
 def main(images: int) -> None:
-    print(f"{images} {'annotated photographs' if COCO.is_dir() else 'drawings'}, numpy {np.__version__}")
+    print(f"{images} {'annotated images' if COCO.is_dir() else 'drawings'}, numpy {np.__version__}")
+    for slots in SLOTS:
+        for kind, peak in (("firm", FIRM), ("soft", SOFT)):
+            report(f"{slots} {kind} slots", [inputs(i, slots=slots, peak=peak) for i in range(images)])
+            # Ellipses fill the whole input, which other images seldom do.
+            drawn = [inputs(i, drawn=True, slots=slots, peak=peak) for i in range(min(images, TIMED))]
+            report(f"{slots} {kind} slots, drawn, 641 x 641", drawn)
     for name, scale in SIZES.items():
-        report(name, [inputs(number, scale) for number in range(images)])
-    # Ellipses fill the whole input, which photographs seldom do.
-    report("drawn, 641 x 641", [inputs(number, drawn=True) for number in range(images)])
+        report(name, [inputs(i, scale) for i in range(min(images, TIMED))])
     for spread in (1.0, 50.0):
         report(f"noise of {spread:g}, 641 x 641", [noise(inputs(0, drawn=True), spread)])
-    plain(inputs(0, drawn=True))
+    published(inputs(0, drawn=True))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from functools import cache
 
 from threadpoolctl import ThreadpoolController
 
-_limiting = threading.Lock()
+_one_at_a_time = threading.Lock()
 
 
 @cache
@@ -20,17 +20,18 @@ def _controller() -> ThreadpoolController:
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Inside, numpy's matrix products use the calling thread alone, also those of the process' other threads.
+    """Inside, every matrix product of the process uses one thread only.
 
-    OpenBLAS' threads spin for some milliseconds after a product, and take the cores from the network that
-    runs next: a quarter of its speed on two cores. Who comes while another thread is inside shares its limit
-    for as long as it stays: two limits that overlap would restore each other's.
+    OpenBLAS' threads spin for some milliseconds after a product and take the cores from the network that
+    runs next, which costs a quarter of its speed on two cores. A thread that enters while another is inside
+    sets no limit of its own, since two limits that overlap would each restore the other's; its products lose
+    the limit when the first thread leaves.
     """
-    if not _limiting.acquire(blocking=False):
+    if not _one_at_a_time.acquire(blocking=False):
         yield
         return
     try:
         with _controller().limit(limits=1, user_api="blas"):
             yield
     finally:
-        _limiting.release()
+        _one_at_a_time.release()

@@ -37,14 +37,17 @@ def merge_masks(
     fast: bool = False,
     labels: Sequence[str] = (),
 ) -> Panoptic:
-    """Merge the slots of one image into segments of the photograph.
+    """Merge the slots of one image into its segments.
 
     `class_logits` (N, K+1), the last for void; `mask_logits` (N, h, w), float32, of the whole input;
-    `things` (K,) tells things from stuff. The network's input has `input_size` (height, width) in pixels,
-    the photograph of `photo_size` fills its top left `content`. `labels` name the K classes.
+    `things` (K,) is True for things, False for stuff. The network's input has `input_size` (height, width) in
+    pixels; the image, `photo_size` pixels in the original, fills its upper left `content`. `labels` name the
+    K classes.
 
-    The result is that of the published merge in float64. `fast` changes some hundredths of a per cent of
-    the pixels, along the borders of segments, and scores by some thousandths.
+    The mask logits are enlarged to `input_size` with corners aligned, cut to `content`, and resized to
+    `photo_size` bilinearly without antialiasing. The result is that of the published merge in float64. `fast`
+    changes about 2 pixels in 10 000, at the borders of segments, and about 10 if the masks are unsure (mean
+    probability of 0.7); it changes scores by some thousandths.
     Source: kmax-deeplab's mask-wise merge, after deeplab2's. Raises BadInput.
     """
     parameters = parameters or MergeParameters()
@@ -78,14 +81,17 @@ def _check(
             "wanted (slots, classes + 1) and (slots, height, width)"
         )
     if class_logits.shape[1] < 2 or 0 in mask_logits.shape:
-        raise BadInput(f"class logits {class_logits.shape}, mask logits {mask_logits.shape}: nothing there")
+        raise BadInput(
+            f"class logits {class_logits.shape}, mask logits {mask_logits.shape}; "
+            "wanted are at least one slot, class and pixel"
+        )
     if things.shape != (class_logits.shape[1] - 1,):
         raise BadInput(f"{things.shape} thing flags for {class_logits.shape[1] - 1} classes")
     if labels and len(labels) != len(things):
         raise BadInput(f"{len(labels)} labels for {len(things)} classes")
     size, content, photo = sizes
     if min(*size, *content, *photo) < 1 or content[0] > size[0] or content[1] > size[1]:
-        raise BadInput(f"input {size}, its content {content} and the photo {photo} do not fit together")
+        raise BadInput(f"input {size}, its content {content} and the image {photo} do not fit together")
     if not (np.isfinite(class_logits).all() and np.isfinite(mask_logits).all()):
         raise BadInput("the logits hold NaN or infinite values")
 
