@@ -4,6 +4,7 @@ import contextlib
 import copy
 import json
 import os
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -205,8 +206,8 @@ FAULTS = {
     "image id twice": (lambda b: b["images"][1].update(id=50), "image id 50 occurs twice"),
     "image id true": (lambda b: b["images"][1].update(id=True), "'id' is True"),
     "file twice": (lambda b: b["images"][1].update(file_name="photo10.png"), "occurs twice"),
-    "file elsewhere": (lambda b: b["images"][1].update(file_name="../train/photo0.png"), "must lie in"),
-    "file absolute": (lambda b: b["images"][1].update(file_name="/etc/passwd"), "must lie in"),
+    "file elsewhere": (lambda b: b["images"][1].update(file_name="../train/photo0.png"), "must be inside"),
+    "file absolute": (lambda b: b["images"][1].update(file_name="/etc/passwd"), "must be inside"),
     "height": (lambda b: b["images"][1].update(height=0), "'height' is 0"),
     "width": (lambda b: b["images"][1].update(width="14"), "'width' is '14'"),
     "huge": (lambda b: b["images"][1].update(width=10**30), "'width' is 1000"),
@@ -222,7 +223,7 @@ FAULTS = {
         lambda b: b["annotations"][1]["segments_info"].append(segment(b)),
         "segment id 5 occurs twice",
     ),
-    "no area": (lambda b: segment(b).pop("area"), "'area' is missing"),
+    "area": (lambda b: segment(b).update(area=0), "'area' is 0"),
     "box": (lambda b: segment(b).update(bbox=[1, 2, 3]), "'bbox' is [1, 2, 3]"),
     "crowd": (lambda b: segment(b).update(iscrowd="no"), "'iscrowd' is 'no'"),
     "unknown category": (lambda b: segment(b).update(category_id=4), "4, which is not among"),
@@ -241,6 +242,86 @@ def test_faults_of_the_json_are_named_in_reading_and_in_checking(data, name):
     assert words in str(caught.value)
     assert any(words in str(problem) for problem in check_panoptic(data))
     assert len(read_split(data, "train").images) == 3
+
+
+def test_keys_that_other_tools_leave_out_are_done_without(data):
+    """Area, box, crowd, sizes and the PNG's name follow from the PNGs and the image's name."""
+    whole = read_split(data)
+
+    def strip(body):
+        for image, annotation in zip(body["images"], body["annotations"], strict=True):
+            del image["height"], image["width"], annotation["file_name"]
+            for i, info in enumerate(annotation["segments_info"]):
+                del info["area"]
+                info["bbox"] = (None, [])[i % 2]
+                if not info["iscrowd"]:
+                    del info["iscrowd"]
+
+    edit(data, strip)
+    assert check_panoptic(data) == []
+    found = read_split(data)
+    for image, full in zip(found.images, whole.images, strict=True):
+        assert (image.image_id, image.file, image.mask) == (full.image_id, full.file, full.mask)
+        assert (image.height, image.width) == (None, None)
+        bare = [SegmentInfo(s.id, s.category_id, crowd=s.crowd) for s in full.segments]
+        assert list(image.segments) == bare
+    Image.new("RGB", (14, 9)).save(found.images[0].file)
+    (problem,) = check_panoptic(data)
+    assert problem.file == found.images[0].file
+    assert problem.message == "the image is 14 x 9, in the PNG of its segments it is 14 x 10"
+
+
+def test_sparse_segments_are_written_as_they_are(data, tmp_path):
+    ids = picture(0)[1]
+    bare = tuple(SegmentInfo(s.id, s.category_id) for s in describe_segments(ids, NAMES))
+    write_panoptic_set(
+        tmp_path / "bare", CATEGORIES, {"val": [NewImage(1, "a.png", picture(0)[0], ids, bare)]}
+    )
+    assert read_split(tmp_path / "bare").images[0].segments == bare
+
+
+def test_names_that_begin_with_their_folder_are_found(data):
+    def prefix(body):
+        for image, annotation in zip(body["images"], body["annotations"], strict=True):
+            image["file_name"] = f"val/{image['file_name']}"
+            annotation["file_name"] = f"panoptic_val/{annotation['file_name']}"
+
+    whole = read_split(data)
+    edit(data, prefix)
+    assert [(i.file, i.mask) for i in read_split(data).images] == [(i.file, i.mask) for i in whole.images]
+    assert check_panoptic(data) == []
+
+
+@pytest.mark.parametrize(("in_json", "on_disk"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_file_names_of_another_normal_form_are_found(data, in_json, on_disk):
+    name = "dé/caf\u00e9"
+    folders = {"images": data / "val", "annotations": data / "annotations" / "panoptic_val"}
+    for folder in folders.values():
+        path = folder / f"{normalize(on_disk, name)}.png"
+        path.parent.mkdir()
+        (folder / "photo11.png").rename(path)
+
+    def rename(body):
+        for key in folders:
+            body[key][1]["file_name"] = f"{normalize(in_json, name)}.png"
+
+    edit(data, rename)
+    (image,) = (image for image in read_split(data).images if image.image_id == 51)
+    assert image.file.is_file()
+    assert image.mask.is_file()
+    assert check_panoptic(data) == []
+    source = data / "annotations" / "panoptic_val.json"
+    assert {png.is_file() for png, _ in read_predictions(source).values()} == {True}
+
+
+def test_category_names_that_differ_in_normal_form_alone_are_one(data):
+    def rename(body):
+        for category, form in zip(body["categories"], ("NFC", "NFD"), strict=False):
+            category["name"] = normalize(form, "é")
+
+    edit(data, rename)
+    with pytest.raises(BadInput, match="occurs twice"):
+        read_split(data)
 
 
 @pytest.mark.parametrize(
@@ -316,12 +397,12 @@ def test_every_problem_is_found_with_its_file(data):
     expected = [
         (masks / "photo10.png", "does not list the ids 1234"),
         (masks / "photo10.png", "segment 70000 of segments_info is not in the PNG"),
-        (masks / "photo10.png", "segment 5 has 13 pixels, segments_info says 12"),
-        (masks / "photo10.png", "segment 5 has the box [0, 0, 4, 6], segments_info says [1, 2, 3, 4]"),
-        (masks / "photo10.png", "pixels, segments_info says 50"),
+        (masks / "photo10.png", "segment 5 has 13 pixels, its 'area' is 12"),
+        (masks / "photo10.png", "segment 5 has the box [0, 0, 4, 6], its 'bbox' is [1, 2, 3, 4]"),
+        (masks / "photo10.png", "pixels, its 'area' is 50"),
         (masks / "stranger.png", "does not name it as a mask"),
         (photos / "stranger.png", "does not name it as an image"),
-        (photos / "photo11.png", "the image is 10 x 14, its annotation says 14 x 10"),
+        (photos / "photo11.png", "the image is 10 x 14, in the JSON it is 14 x 10"),
         (masks / "photo11.png", "no image of segment ids"),
         (masks / "photo11.png", "2 segments are sky"),
         (data / "annotations" / "panoptic_train" / "photo0.png", "the PNG is 14 x 9"),
@@ -403,7 +484,7 @@ def test_sparse_predictions_beside_their_json_are_read(tmp_path):
     (tmp_path / "p.json").write_text(json.dumps({"annotations": [entry]}))
     png, segments = read_predictions(tmp_path / "p.json")[7]
     assert png == tmp_path / "a.png"
-    assert segments == (SegmentInfo(1, 3, 0), SegmentInfo(2, 99, 1, score=1))
+    assert segments == (SegmentInfo(1, 3), SegmentInfo(2, 99, 1, score=1))
     for change, words in (
         ({"file_name": "b.png"}, r"b\.png is missing"),
         ({"image_id": None}, "'image_id' is None"),

@@ -84,11 +84,17 @@ def check(
         say(f"{folder}: {len(problems)} problems")
         raise typer.Exit(2)
     sets = [read_split(folder, split) for split in find_splits(folder)]
-    segments = sum(len(image.segments) for found in sets for image in found.images)
+    images = [image for found in sets for image in found.images]
+    segments = [segment for image in images for segment in image.segments]
     say(
-        f"{folder}: no problem in {sum(len(found.images) for found in sets)} images with {segments} segments "
+        f"{folder}: no problem in {len(images)} images with {len(segments)} segments "
         f"of {len(sets[0].categories)} categories"
     )
+    if sparse := sum(segment.area is None or segment.box is None for segment in segments):
+        say(
+            f"{sparse} segments have no 'area' or 'bbox' in the JSON; vitkit needs neither, since both follow "
+            "from the PNGs, but some other tools refuse such data"
+        )
 
 
 @data.command()

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vitkit.data.coco import NO_BOX, Box, Category, PanopticImage, PanopticSet, SegmentInfo
+from vitkit.data.coco import Box, Category, PanopticImage, PanopticSet, SegmentInfo
 from vitkit.data.coco.ids import measure_segments, read_ids
 from vitkit.data.coco.write import write_predictions
 from vitkit.evaluate.classes import matching_categories
@@ -75,7 +75,7 @@ def coco_segments(
 
     Their boxes are measured, unless `boxes` is off.
     """
-    found = _boxes(result) if boxes else [NO_BOX] * len(result.segments)
+    found: Sequence[Box | None] = _boxes(result) if boxes else [None] * len(result.segments)
     return tuple(
         SegmentInfo(s.id, categories[s.index].id, s.area, box=box, score=s.score)
         for s, box in zip(result.segments, found, strict=True)

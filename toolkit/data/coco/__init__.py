@@ -16,12 +16,10 @@ from pathlib import Path
 
 Box = tuple[int, int, int, int]
 
-NO_BOX: Box = (0, 0, 0, 0)
-
 
 @dataclass(frozen=True)
 class Category:
-    """A class of segments: a kind of thing, whose instances count, or of stuff. `colour` is RGB, 0..255."""
+    """A class of segments: things, which are counted, or stuff. `colour` is RGB, 0..255."""
 
     id: int
     name: str
@@ -31,29 +29,32 @@ class Category:
 
 @dataclass(frozen=True)
 class SegmentInfo:
-    """One segment of an image; `id` is its value in the PNG (1..2^24 - 1).
+    """One segment of the truth or of a prediction on disk; `id` is its value in the PNG (1..2^24 - 1).
 
-    `area` is in pixels, `box` (x, y, width, height); both are 0 where a prediction's JSON leaves them out.
-    A `crowd` is a region of instances that nobody told apart. `score` belongs to predictions.
+    `area` is in pixels, `box` (x, y, width, height); None if the JSON leaves them out, since the PNG has
+    both. A `crowd` is a region of instances that are not told apart. `score` belongs to predictions.
     """
 
     id: int
     category_id: int
-    area: int
+    area: int | None = None
     crowd: bool = False
-    box: Box = NO_BOX
+    box: Box | None = None
     score: float | None = None
 
 
 @dataclass(frozen=True)
 class PanopticImage:
-    """A photograph `file`, the PNG of its segment ids `mask`, their size in pixels, and the segments."""
+    """An image `file`, the PNG of its segment ids `mask`, their size in pixels, and the segments.
+
+    `height` and `width` are None if the JSON leaves them out.
+    """
 
     image_id: int | str
     file: Path
     mask: Path
-    height: int
-    width: int
+    height: int | None
+    width: int | None
     segments: tuple[SegmentInfo, ...]
 
 

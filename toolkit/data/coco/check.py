@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
-from vitkit.data.coco import NO_BOX, Box, PanopticImage, PanopticSet, SegmentInfo
+from vitkit.data.coco import Box, PanopticImage, PanopticSet, SegmentInfo
 from vitkit.data.coco.ids import first_few, measure_segments, read_ids
-from vitkit.data.coco.read import Complain, SplitReader, find_splits, is_file
+from vitkit.data.coco.json_file import Complain
+from vitkit.data.coco.read import SplitReader, find_splits, is_file
 from vitkit.runtimes.errors import BadInput
 from vitkit.runtimes.image import find_images, read_image
 
@@ -29,9 +30,10 @@ class Problem(NamedTuple):
 
 
 def check_panoptic(data: Path, progress: Progress = lambda done, total: None) -> list[Problem]:
-    """Every inconsistency in a data set: of the JSON files, the PNGs, the photographs, and between them.
+    """Every inconsistency in a data set: of the JSON files, the PNGs, the images, and between them.
 
-    `progress` hears (images done, images in all). Raises BadInput only where `data` holds no panoptic set.
+    `progress` gets (images done, images in all). Absent areas and boxes are none: the PNGs have them. Raises
+    BadInput only if `data` holds no panoptic set.
     """
     problems: list[Problem] = []
 
@@ -45,7 +47,7 @@ def check_panoptic(data: Path, progress: Progress = lambda done, total: None) ->
     for reader, found in sets:
         if _names(found) != _names(sets[0][1]):
             note(found.source, f"its categories differ from those of {sets[0][1].source}")
-        _check_strangers(reader, note)
+        _check_unnamed(reader, note)
         stuff = {category.id: category.name for category in found.categories if not category.thing}
         for image in found.images:
             _check_image(image, stuff, note)
@@ -58,34 +60,34 @@ def _names(found: PanopticSet) -> list[tuple[int, str, bool]]:
     return [(category.id, category.name, category.thing) for category in found.categories]
 
 
-def _check_strangers(reader: SplitReader, note: Complain) -> None:
-    named: tuple[tuple[Path, Collection[str], str], ...] = (
-        (reader.photos, reader.photo_names, "an image"),
-        (reader.masks, reader.mask_names, "a mask"),
-    )
-    for folder, names, what in named:
-        for path in find_images(folder) if folder.is_dir() else []:
-            if path.relative_to(folder).as_posix() not in names:
+def _check_unnamed(reader: SplitReader, note: Complain) -> None:
+    for files, what in ((reader.images, "an image"), (reader.masks, "a mask")):
+        for path in find_images(files.folder) if files.folder.is_dir() else []:
+            if path not in files.named:
                 note(path, f"{reader.source} does not name it as {what}")
 
 
 def _check_image(image: PanopticImage, stuff: Mapping[int, str], note: Complain) -> None:
-    wanted = (image.height, image.width)
-    photo = _read(read_image, image.file, note)
-    if photo is not None and photo.shape[:2] != wanted:
-        note(image.file, f"the image is {_size(photo.shape)}, its annotation says {_size(wanted)}")
+    ids, pixels = _read(read_ids, image.mask, note), _read(read_image, image.file, note)
     counts = Counter(segment.category_id for segment in image.segments if not segment.crowd)
     for category, count in counts.items():
         if count > 1 and category in stuff:
             note(image.mask, f"{count} segments are {stuff[category]}; stuff is one segment in an image")
-    ids = _read(read_ids, image.mask, note)
+    if image.height and image.width:
+        expected, source = (image.height, image.width), "the JSON"
+    elif ids is not None:
+        expected, source = (ids.shape[0], ids.shape[1]), "the PNG of its segments"
+    else:
+        return
+    if pixels is not None and pixels.shape[:2] != expected:
+        note(image.file, f"the image is {_size(pixels.shape)}, in {source} it is {_size(expected)}")
     if ids is None:
         return
-    if ids.shape != wanted:
-        note(image.mask, f"the PNG is {_size(ids.shape)}, its annotation says {_size(wanted)}")
+    if ids.shape != expected:
+        note(image.mask, f"the PNG is {_size(ids.shape)}, in {source} it is {_size(expected)}")
     measured = measure_segments(ids)
-    if strangers := sorted(measured.keys() - {segment.id for segment in image.segments}):
-        note(image.mask, f"segments_info does not list the ids {first_few(strangers)} of the PNG")
+    if unlisted := sorted(measured.keys() - {segment.id for segment in image.segments}):
+        note(image.mask, f"segments_info does not list the ids {first_few(unlisted)} of the PNG")
     for segment in image.segments:
         _check_segment(segment, measured, image.mask, note)
 
@@ -97,11 +99,10 @@ def _check_segment(
         note(mask, f"segment {segment.id} of segments_info is not in the PNG")
         return
     area, box = measured[segment.id]
-    # 0 and the empty box stand for what has been complained of.
-    if segment.area not in (0, area):
-        note(mask, f"segment {segment.id} has {area} pixels, segments_info says {segment.area}")
-    if segment.box not in (NO_BOX, box):
-        note(mask, f"segment {segment.id} has the box {list(box)}, segments_info says {list(segment.box)}")
+    if segment.area not in (None, area):
+        note(mask, f"segment {segment.id} has {area} pixels, its 'area' is {segment.area}")
+    if segment.box not in (None, box):
+        note(mask, f"segment {segment.id} has the box {list(box)}, its 'bbox' is {list(segment.box or ())}")
 
 
 def _read(read: Callable[[Path], NDArray[Any]], path: Path, note: Complain) -> NDArray[Any] | None:

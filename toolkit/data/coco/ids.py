@@ -23,13 +23,13 @@ MAX_ID = 2**24 - 1
 def read_ids(path: Path) -> Ids:
     """The segment ids of a PNG, (H, W) int32: R + 256 G + 65536 B. Alpha and EXIF tags are ignored.
 
-    Raises BadInput where the file cannot be read, or is not RGB(A) with 8 bits a channel.
+    Raises BadInput if the file cannot be read, or is not RGB(A) with 8 bits a channel.
     """
     import PIL.Image
 
     try:
         with PIL.Image.open(path) as image:
-            # Pillow calls 16-bit colour plain RGB; the decoder's raw mode tells.
+            # Pillow calls 16-bit colour plain RGB; the decoder's raw mode has the depth.
             if image.mode not in ("RGB", "RGBA") or any(";16" in str(tile[3]) for tile in image.tile):
                 raise BadInput(
                     f"{path} is no image of segment ids: it must be RGB with 8 bits a channel, "
@@ -49,7 +49,7 @@ def read_ids(path: Path) -> Ids:
 def write_ids(path: Path, ids: NDArray[np.integer[Any]]) -> None:
     """Write (H, W) segment ids as a PNG, whole or not at all.
 
-    Raises BadInput where `ids` is not a two-dimensional array of 0..2^24 - 1, BadRequest where the file
+    Raises BadInput if `ids` is not a two-dimensional array of 0..2^24 - 1, BadRequest if the file
     cannot be written.
     """
     import PIL.Image
@@ -68,9 +68,9 @@ def write_ids(path: Path, ids: NDArray[np.integer[Any]]) -> None:
 
 
 def check_ids(ids: NDArray[np.integer[Any]], what: str) -> None:
-    """Raises BadInput where `ids` is not a filled (H, W) array of whole numbers from 0 to 2^24 - 1."""
+    """Raises BadInput if `ids` is not a filled (H, W) array of integers from 0 to 2^24 - 1."""
     if ids.ndim != 2 or ids.size == 0 or not np.issubdtype(ids.dtype, np.integer):
-        raise BadInput(f"{what}: shape {ids.shape} of {ids.dtype}; wanted are whole numbers, (height, width)")
+        raise BadInput(f"{what}: shape {ids.shape} of {ids.dtype}; it must be integers, (height, width)")
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or high > MAX_ID:
         raise BadInput(f"{what}: id {low if low < 0 else high} is outside 0 to {MAX_ID}, what a PNG holds")
@@ -101,7 +101,7 @@ def describe_segments(
 ) -> tuple[SegmentInfo, ...]:
     """The segments in (H, W) `ids`, measured, by id; `categories` maps ids to category ids.
 
-    Raises BadInput where an id of the map has no category.
+    Raises BadInput if an id of the map has no category.
     """
     measured = measure_segments(ids)
     if unknown := sorted(measured.keys() - categories.keys()):

@@ -122,10 +122,11 @@ def _segment_json(segment: SegmentInfo) -> dict[str, Any]:
         "id": segment.id,
         "category_id": segment.category_id,
         "area": segment.area,
-        "bbox": list(segment.box),
+        "bbox": None if segment.box is None else list(segment.box),
         "iscrowd": int(segment.crowd),
+        "score": segment.score,
     }
-    return body if segment.score is None else {**body, "score": segment.score}
+    return {key: value for key, value in body.items() if value is not None}
 
 
 def _category_json(category: Category) -> dict[str, Any]:
