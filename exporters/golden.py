@@ -38,7 +38,10 @@ def write_golden(
     folder: Path, inputs: NDArray[Any], outputs: dict[str, NDArray[Any]], name: str = "image"
 ) -> None:
     """Save prepared inputs (N, ...) and the reference's outputs as `golden.npz`."""
-    arrays: dict[str, Any] = {f"input.{name}": inputs, **{f"output.{key}": value for key, value in outputs.items()}}
+    arrays: dict[str, Any] = {
+        f"input.{name}": inputs,
+        **{f"output.{key}": value for key, value in outputs.items()},
+    }
     np.savez_compressed(folder / GOLDEN_FILE, **arrays)
 
 
