@@ -54,11 +54,11 @@ def main() -> None:
     image = replace(run.card.image, layout="NHWC", dtype="uint8")
     module = import_module(exporters.TARGETS[given.target].module)
 
-    def row(text: str, scopes: tuple[str, ...]) -> None:
+    def row(text: str, also_float: tuple[str, ...]) -> None:
         # The traced module must be a torch module: only the policy differs.
         source = Source(run.model, run.card)
-        own = type(run.model).float_scopes
-        type(run.model).float_scopes = property(lambda self: (*plain_scopes, *scopes))  # type: ignore[assignment]
+        own = type(run.model).float_modules
+        type(run.model).float_modules = property(lambda self: (*declared, *also_float))  # type: ignore[assignment]
         try:
             with tempfile.TemporaryDirectory() as name:
                 folder = Path(name)
@@ -67,22 +67,22 @@ def main() -> None:
                 )
                 write_card(replace(card, files={p.name: None for p in folder.iterdir()}), folder)
                 with open_engine(folder) as engine:
-                    stages = exporters.check_stages(engine, source, [photo for _, photo in photos[:8]])
-                    found = check_photos(engine, plain.predict, run.card.image, photos, stages)
+                    decisions = exporters.check_decisions(engine, source, [photo for _, photo in photos[:8]])
+                    found = check_photos(engine, plain.predict, run.card.image, photos, decisions)
         finally:
-            type(run.model).float_scopes = own  # type: ignore[method-assign]
+            type(run.model).float_modules = own  # type: ignore[method-assign]
         assert isinstance(found, PanopticParity)
-        flips = ", ".join(f"{share:.2%}" for share in found.stages.values())
+        flips = ", ".join(f"{share:.2%}" for share in found.decisions.values())
         print(f"| {text} | {found.quality or 0:.2f} | {flips} | {found.error:.3f} |", flush=True)
 
-    plain_scopes = run.model.float_scopes
+    declared = run.model.float_modules
     print("| quantised | PQ against float | flipped assignments | mask logits error |\n|---|---|---|---|")
     row("everything but the policy", ())
     for name in PARTS:
-        others = tuple(scope for part, scopes in PARTS.items() if part != name for scope in scopes)
+        others = tuple(pattern for part, patterns in PARTS.items() if part != name for pattern in patterns)
         row(f"{name} alone", others)
-    for name, scopes in PARTS.items():
-        row(f"all but {name}", scopes)
+    for name, patterns in PARTS.items():
+        row(f"all but {name}", patterns)
 
 
 if __name__ == "__main__":

@@ -19,14 +19,14 @@ METHOD = "onnxruntime static Q/DQ: min-max, u8 activations, s8 weights per chann
 
 
 def quantize(
-    model: ModelProto, calibration: CalibrationSet, image: ImageSpec, scopes: Sequence[str]
+    model: ModelProto, calibration: CalibrationSet, image: ImageSpec, float_modules: Sequence[str]
 ) -> ModelProto:
-    """Put Q/DQ pairs around convolutions and weight products, except in the float scopes.
+    """Put Q/DQ pairs around convolutions and weight products, except in the float modules.
 
     Products of two activations (attention) stay float: quantising them costs accuracy and saves little. So
     do stacks of matrices, for which ONNX Runtime has no INT8 kernel with a scale for each channel.
 
-    A node of a float scope that shares a quantised tensor reads the quantised values: docs/results/remax.md
+    A node of a float module that shares a quantised tensor reads the quantised values: docs/results/remax.md
     has what giving it the float ones costs and brings. `model` must not be used afterwards.
     """
     matrices = {item.name for item in model.graph.initializer if len(item.dims) == 2}
@@ -36,7 +36,7 @@ def quantize(
         model,
         calibration,
         image,
-        exclude=[*float_nodes(names, scopes), *products],
+        exclude=[*float_nodes(names, float_modules), *products],
         activations="QUInt8",
         # What follows a product is float here (norms, GELU, residuals): a Q/DQ pair would only cost.
         options={"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]},

@@ -19,15 +19,15 @@ METHOD = "NNCF post-training quantisation: transformer scheme, performance prese
 
 
 def quantize(
-    model: openvino.Model, calibration: CalibrationSet, image: ImageSpec, scopes: Sequence[str]
+    model: openvino.Model, calibration: CalibrationSet, image: ImageSpec, float_modules: Sequence[str]
 ) -> openvino.Model:
-    """Put FakeQuantize pairs where NNCF's transformer scheme wants them, except in the float scopes."""
+    """Put FakeQuantize pairs where NNCF's transformer scheme wants them, except in the float modules."""
     import nncf
 
     nncf.set_log_level(logging.ERROR)
     first = model.inputs[0].partial_shape[0]
     inputs = list(calibration.inputs(image, first.get_length() if first.is_static else 1))
-    keep = float_nodes([op.get_friendly_name() for op in model.get_ops()], scopes)
+    keep = float_nodes([op.get_friendly_name() for op in model.get_ops()], float_modules)
     # Standard output is for results: NNCF draws its progress bars there.
     with redirect_stdout(sys.stderr):
         return nncf.quantize(

@@ -6,6 +6,10 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
 
-def float_nodes(names: Iterable[str], scopes: Sequence[str]) -> list[str]:
-    """The names, out of `<module path>/<operator>` names, that a model's `float_scopes` cover."""
-    return [n for n in names if "/" in n and any(fnmatchcase(n.split("/")[0], scope) for scope in scopes)]
+def float_nodes(names: Iterable[str], float_modules: Sequence[str]) -> list[str]:
+    """The names, out of `<module path>/<operator>` names, that a model's `float_modules` cover."""
+    return [
+        n
+        for n in names
+        if "/" in n and any(fnmatchcase(n.split("/")[0], pattern) for pattern in float_modules)
+    ]

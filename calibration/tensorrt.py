@@ -34,9 +34,9 @@ _OPTIONS = {
 
 
 def quantize(
-    model: ModelProto, calibration: CalibrationSet, image: ImageSpec, scopes: Sequence[str]
+    model: ModelProto, calibration: CalibrationSet, image: ImageSpec, float_modules: Sequence[str]
 ) -> ModelProto:
-    """Put Q/DQ pairs on the inputs of products, attention's too, and on shortcuts; not in the float scopes.
+    """Put Q/DQ pairs on the inputs of products, attention's too, and on shortcuts; not in the float modules.
 
     Products with a constant of other than two dimensions stay float: its channels are no single axis.
     """
@@ -46,7 +46,7 @@ def quantize(
         for node in model.graph.node
         if node.op_type == "MatMul" and any(constants.get(name, 2) != 2 for name in node.input)
     ]
-    exclude = {*float_nodes([node.name for node in model.graph.node], scopes), *stacks}
+    exclude = {*float_nodes([node.name for node in model.graph.node], float_modules), *stacks}
     quantised = static_qdq(
         model, calibration, image, exclude=sorted(exclude), activations="QInt8", options=_OPTIONS
     )
@@ -104,7 +104,7 @@ def _drop_unread(model: ModelProto) -> None:
 
 
 def _name_by_reader(model: ModelProto) -> None:
-    """Name pairs `<scope>/<operator>` after the node that reads them first, so that float policies hold."""
+    """Name pairs `<module path>/<operator>` after their first reader, so that float policies hold."""
     readers: dict[str, list[NodeProto]] = defaultdict(list)
     for node in model.graph.node:
         for name in node.input:
@@ -114,7 +114,7 @@ def _name_by_reader(model: ModelProto) -> None:
         for node in model.graph.node:
             if node.op_type != kind:
                 continue
-            # Products come before shortcuts: what only adds may lie in a scope that stays float.
+            # Products come before shortcuts: what only adds may be in a module that stays float.
             users = sorted(readers[node.output[0]], key=lambda user: user.op_type == "Add")
             stem = f"{users[0].name.split('/')[0]}/{kind}"
             seen[stem] += 1

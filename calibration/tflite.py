@@ -31,15 +31,15 @@ def quantize(
     products: Mapping[str, Sequence[str]],
     calibration: CalibrationSet,
     image: ImageSpec,
-    scopes: Sequence[str],
+    float_modules: Sequence[str],
     batch: int = 1,
 ) -> bytes:
-    """Quantise products with weights of a float file, and what joins them, except in the float scopes.
+    """Quantise products with weights of a float file, and what joins them, except in the float modules.
 
     `products` are the names of their results by kind, of `WEIGHTED` and `JOINTS`; `batch` is the file's own.
     """
     quantizer = _quantizer(content)
-    for kind, names in _wanted(products, scopes):
+    for kind, names in _wanted(products, float_modules):
         quantizer.add_static_config(_exactly(names), kind, activation_num_bits=8, weight_num_bits=8)
     # A list: the vendor goes over it twice.
     feeds = [{"image": inputs} for inputs in calibration.inputs(image, batch)]
@@ -64,8 +64,8 @@ def _ranges(content: bytes, quantizer: Any, feeds: list[dict[str, Any]]) -> Any:
         return calibrator.get_model_qsvs()
 
 
-def halve(content: bytes, products: Mapping[str, Sequence[str]], scopes: Sequence[str]) -> bytes:
-    """Store the weights of products in half precision, except in the float scopes."""
+def halve(content: bytes, products: Mapping[str, Sequence[str]], float_modules: Sequence[str]) -> bytes:
+    """Store the weights of products in half precision, except in the float modules."""
     from ai_edge_quantizer import qtyping
     from ai_edge_quantizer.quantizer import AlgorithmName
 
@@ -76,7 +76,7 @@ def halve(content: bytes, products: Mapping[str, Sequence[str]], scopes: Sequenc
         explicit_dequantize=True,
     )
     quantizer = _quantizer(content)
-    for kind, names in _wanted({kind: products[kind] for kind in WEIGHTED}, scopes):
+    for kind, names in _wanted({kind: products[kind] for kind in WEIGHTED}, float_modules):
         quantizer.update_quantization_recipe(_exactly(names), kind, config, AlgorithmName.FLOAT_CASTING)
     return _result(quantizer, None)
 
@@ -87,12 +87,14 @@ def _quantizer(content: bytes) -> Any:
     return Quantizer(bytearray(content))
 
 
-def _wanted(products: Mapping[str, Sequence[str]], scopes: Sequence[str]) -> Iterator[tuple[Any, list[str]]]:
+def _wanted(
+    products: Mapping[str, Sequence[str]], float_modules: Sequence[str]
+) -> Iterator[tuple[Any, list[str]]]:
     """The kinds in the vendor's words with what of them is not kept float; none that the graph lacks."""
     from ai_edge_quantizer import qtyping
 
     for kind, names in products.items():
-        keep = set(float_nodes(names, scopes))
+        keep = set(float_nodes(names, float_modules))
         if chosen := [name for name in names if name not in keep]:
             yield qtyping.TFLOperationName[kind], chosen
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from vitkit.runtimes.card import Artifact, ModelCard, TensorSpec, read_card, sha256, write_card
 from vitkit.runtimes.errors import BadRequest, ExportFailed, MissingBackend
-from vitkit.runtimes.tensorrt_options import DEFAULT_VERSION, FLAVOURS
+from vitkit.runtimes.tensorrt_options import DEFAULT_VERSION, DIALECTS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 CALIBRATION_FILE = "calibration.json"
 # Photographs on which the decisions inside a network are compared; they hardly differ from photo to photo.
-STAGE_PHOTOS = 8
+DECISION_IMAGES = 8
 
 
-class Staged(Protocol):
+class Deciding(Protocol):
     """A float model that tells its decisions; `Source` is one."""
 
     @property
@@ -39,7 +39,7 @@ class Staged(Protocol):
         ...
 
     @property
-    def stages(self) -> Callable[[NDArray[Any]], dict[str, NDArray[Any]]]:
+    def decisions(self) -> Callable[[NDArray[Any]], dict[str, NDArray[Any]]]:
         """Prepared inputs (N, ...) -> the decisions by node name."""
         ...
 
@@ -141,8 +141,8 @@ def _check_version(target: str, opset: int | None, trt_version: str | None) -> N
         if trt_version is not None:
             raise BadRequest(f"--trt-version is for --target tensorrt, not for {target}")
         return
-    if trt_version is not None and trt_version not in FLAVOURS:
-        raise BadRequest(f"--trt-version is {trt_version!r}; it must be one of {', '.join(FLAVOURS)}")
+    if trt_version is not None and trt_version not in DIALECTS:
+        raise BadRequest(f"--trt-version is {trt_version!r}; it must be one of {', '.join(DIALECTS)}")
     if opset is not None:
         raise BadRequest("--opset follows from --trt-version for tensorrt; leave it out")
 
@@ -172,7 +172,7 @@ def export(
     """Make a verified artifact folder at `out`, whole or not at all.
 
     `golden` are the photographs of `golden.npz` (generated ones by default). `photos` are named
-    photographs on which the engine is compared with the float model. `trt_version` (a key of `FLAVOURS`) is
+    photographs on which the engine is compared with the float model. `trt_version` (a key of `DIALECTS`) is
     of the tensorrt target alone. `step` hears what begins.
 
     Returns the artifact and what the checks found. Raises BadRequest, MissingBackend, and ExportFailed
@@ -190,7 +190,7 @@ def export(
     own: dict[str, Any] = {}
     if target == "tensorrt":
         own["trt_version"] = trt_version or DEFAULT_VERSION
-        opset = FLAVOURS[own["trt_version"]].opset
+        opset = DIALECTS[own["trt_version"]].opset
     examples = generated_photos(count) if golden is None else golden[:count]
     with atomic_folder(out) as folder:
         step(f"making the {precision} engine for {target}")
@@ -207,7 +207,7 @@ def export(
         )
         if calibration is not None:
             method = import_module(TARGETS[target].quantiser).METHOD
-            record = calibration.record(image, method, list(source.module.float_scopes))
+            record = calibration.record(image, method, list(source.module.float_modules))
             (folder / CALIBRATION_FILE).write_text(record, encoding="utf-8")
         reference = source.predict(prepare_batch(examples, source.card.image))
         goldens.write_golden(folder, prepare_batch(examples, image), reference)
@@ -261,8 +261,8 @@ def verify(path: Path, source: Source, photos: Sequence[tuple[str, NDArray[np.ui
     with _runnable(path) as folder, open_engine(folder) as engine:
         checks = [check_golden(engine)]
         if photos:
-            stages = check_stages(engine, source, [photo for _, photo in photos[:STAGE_PHOTOS]])
-            checks.append(check_photos(engine, source.predict, source.card.image, photos, stages))
+            decisions = check_decisions(engine, source, [photo for _, photo in photos[:DECISION_IMAGES]])
+            checks.append(check_photos(engine, source.predict, source.card.image, photos, decisions))
     problems = [f"{check.name}: {problem}" for check in checks for problem in check.problems]
     if problems:
         raise ExportFailed(f"the engine does not do what the float model does ({'; '.join(problems)})")
@@ -287,22 +287,24 @@ def _runnable(path: Path) -> Iterator[Path]:
         yield Path(name)
 
 
-def check_stages(engine: Engine, source: Staged, photos: Sequence[NDArray[np.uint8]]) -> dict[str, float]:
+def check_decisions(
+    engine: Engine, source: Deciding, photos: Sequence[NDArray[np.uint8]]
+) -> dict[str, float]:
     """Shares of pixels that change in each decision inside the network, from a twin that returns them too."""
-    from vitkit.exporters.parity_panoptic import stage_flips
+    from vitkit.exporters.parity_panoptic import decision_flips
     from vitkit.runtimes.engine import open_engine
     from vitkit.runtimes.image import prepare_batch
 
-    found = source.stages(prepare_batch(photos[:1], source.card.image))
+    found = source.decisions(prepare_batch(photos[:1], source.card.image))
     if not found:
         return {}
     shapes = {name: (engine.batch, *slots.shape[1:]) for name, slots in found.items()}
     card, target = engine.card, TARGETS[engine.card.target]
     with TemporaryDirectory(prefix=".vitkit.") as name:
         folder = Path(name)
-        import_module(target.module).expose(engine.artifact, folder, shapes)
-        outputs = [TensorSpec(stage, shape, "int64") for stage, shape in shapes.items()]
+        import_module(target.module).write_twin(engine.artifact, folder, shapes)
+        outputs = [TensorSpec(name, shape, "int64") for name, shape in shapes.items()]
         files: dict[str, str | None] = {path.name: None for path in folder.iterdir()}
         write_card(replace(card, outputs=(*card.outputs, *outputs), files=files), folder)
         with open_engine(folder) as twin:
-            return stage_flips(twin, source.stages, source.card.image, photos)
+            return decision_flips(twin, source.decisions, source.card.image, photos)

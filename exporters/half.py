@@ -1,4 +1,4 @@
-"""Half precision for an ONNX graph, with the float scopes left in float32.
+"""Half precision for an ONNX graph, with the float modules left in float32.
 
 ONNX Runtime's own converter is not used: it writes one cast per consumer under the same name and leaves
 stale types, both of which ONNX's checker refuses.
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 # Pixels 0..255 less their mean lose three bits in half precision, so normalisation stays float.
-CAMERA_SCOPE = "camera"
+CAMERA_MODULE = "camera"
 
 
-def to_half(model: ModelProto, scopes: Sequence[str]) -> ModelProto:
-    """Turn weights and arithmetic to float16; inputs, outputs and the float scopes stay float32."""
+def to_half(model: ModelProto, float_modules: Sequence[str]) -> ModelProto:
+    """Turn weights and arithmetic to float16; inputs, outputs and the float modules stay float32."""
     import onnx
     import onnx_ir as ir
     from onnx_ir.passes import common
 
     typed = ir.from_proto(onnx.shape_inference.infer_shapes(model))
     nodes = list(typed.graph)
-    keep = set(float_nodes([str(node.name) for node in nodes], [*scopes, CAMERA_SCOPE]))
+    keep = set(float_nodes([str(node.name) for node in nodes], [*float_modules, CAMERA_MODULE]))
     _halve_outputs(node for node in nodes if node.name not in keep)
     casts = _Casts(typed.graph)
     for node in nodes:

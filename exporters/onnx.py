@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitkit.calibration.dataset import CalibrationSet
-from vitkit.exporters.half import CAMERA_SCOPE, to_half
+from vitkit.exporters.half import CAMERA_MODULE, to_half
 from vitkit.exporters.source import Source
 from vitkit.runtimes.card import Artifact, ImageSpec, ModelCard, TensorSpec
 from vitkit.runtimes.errors import ExportFailed
@@ -49,19 +49,19 @@ def export(
 
     model = trace(source, image=image, batch=batch, opset=opset)
     if precision == "fp16":
-        model = to_half(model, source.module.float_scopes)
+        model = to_half(model, source.module.float_modules)
     path = folder / ENGINE_FILE
     if precision == "int8":
         from vitkit.calibration.onnx import quantize
 
         assert calibration is not None
-        model = quantize(model, calibration, image, source.module.float_scopes)
+        model = quantize(model, calibration, image, source.module.float_modules)
     check_graph(model, opset)
     onnx.save(model, path)
     return engine_card(source, image, batch, target="onnx", precision=precision, engine=ENGINE_FILE)
 
 
-def expose(artifact: Artifact, folder: Path, shapes: Mapping[str, tuple[int | None, ...]]) -> None:
+def write_twin(artifact: Artifact, folder: Path, shapes: Mapping[str, tuple[int | None, ...]]) -> None:
     """Write the engine into `folder` with the whole numbers that the named nodes compute as outputs too."""
     import onnx
 
@@ -102,7 +102,7 @@ def trace(source: Source, *, image: ImageSpec, batch: int | None, opset: int) ->
     import onnx_ir
 
     model = _simplify(_capture(source, image, batch, opset))
-    _name_by_scope(model)
+    _name_by_module(model)
     _forget_the_maker(model)
     if model.opset_imports.get("") != opset:
         raise ExportFailed(
@@ -206,12 +206,12 @@ def camera_module(source: Source, image: ImageSpec) -> nn.Module:
     return Camera().eval()
 
 
-def _name_by_scope(model: Any) -> None:
+def _name_by_module(model: Any) -> None:
     """Name nodes and their values `<module path>/<operator>`, numbered where that repeats."""
     keep = {id(value) for value in (*model.graph.inputs, *model.graph.outputs)}
     seen: Counter[str] = Counter()
     for node in model.graph:
-        stem = f"{_scope(node)}/{node.op_type}"
+        stem = f"{_module_path(node)}/{node.op_type}"
         seen[stem] += 1
         node.name = stem if seen[stem] == 1 else f"{stem}_{seen[stem]}"
         for i, value in enumerate(node.outputs):
@@ -225,7 +225,7 @@ def _name_by_scope(model: Any) -> None:
         value.name = value.name.removeprefix("model.") if from_torch else f"{user.name}:in{position}"
 
 
-def _scope(node: Any) -> str:
+def _module_path(node: Any) -> str:
     """The module path that a node came from, without the camera module's own prefix.
 
     A node that the vendors' rewriting left without one belongs where its first input comes from.
@@ -233,11 +233,11 @@ def _scope(node: Any) -> str:
     text = node.metadata_props.get("pkg.torch.onnx.name_scopes")
     if text is None:
         producer = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
-        return _scope(producer) if producer is not None else CAMERA_SCOPE
+        return _module_path(producer) if producer is not None else CAMERA_MODULE
     # Written by the exporter as a Python list of paths from the outermost module inwards, with the
     # operator last.
     path = str(ast.literal_eval(text)[-2])
-    return path.removeprefix("model").removeprefix(".") or CAMERA_SCOPE
+    return path.removeprefix("model").removeprefix(".") or CAMERA_MODULE
 
 
 def check_graph(model: ModelProto, opset: int) -> None:

@@ -45,14 +45,14 @@ def export(
         from vitkit.calibration.openvino import quantize
 
         assert calibration is not None
-        model = quantize(model, calibration, image, source.module.float_scopes)
+        model = quantize(model, calibration, image, source.module.float_modules)
     _name_steadily(model)
     openvino.save_model(model, folder / ENGINE_FILE, compress_to_fp16=precision in ("fp16", "bf16"))
     card = engine_card(source, image, batch, target="openvino", precision=precision, engine=ENGINE_FILE)
     return replace(card, options={"precision_hints": PRECISION_HINTS[precision]})
 
 
-def expose(artifact: Artifact, folder: Path, shapes: Mapping[str, tuple[int | None, ...]]) -> None:
+def write_twin(artifact: Artifact, folder: Path, shapes: Mapping[str, tuple[int | None, ...]]) -> None:
     """Write the engine into `folder` with the whole numbers that the named nodes compute as outputs too."""
     import openvino
 

@@ -224,14 +224,14 @@ def check_photos(
     reference: Any,
     reference_image: ImageSpec,
     photos: Iterable[tuple[str, NDArray[np.uint8]]],
-    stages: dict[str, float] | None = None,
+    decisions: dict[str, float] | None = None,
 ) -> Check:
     """The engine against `reference` (a `Predict`) on named photographs, each prepared for either side.
 
-    `stages` are shares of changed decisions inside the network, measured apart; see `check_stages`.
+    `decisions` are shares of changed decisions inside the network, measured apart; see `check_decisions`.
     """
     if engine.card.task == "panoptic":
-        return parity_panoptic.check_photos(engine, reference, reference_image, photos, stages)
+        return parity_panoptic.check_photos(engine, reference, reference_image, photos, decisions)
     names, want, got = [], [], []
     for name, photo in photos:
         names.append(name)

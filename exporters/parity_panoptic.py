@@ -1,7 +1,7 @@
 """Parity of panoptic engines: masks and classes, the assignments on the way, and the segments that come out.
 
 End-to-end tensor error alone misleads: one pixel that the k-means assignment gives to another slot moves
-everything after it. So the shares of pixels that change their slot are held, at every stage, and the
+everything after it. So the shares of pixels that change their slot are held, at every decision, and the
 segments compared as a user would: PQ of the engine's result with the float model's as the truth.
 """
 
@@ -29,15 +29,15 @@ class Limit(NamedTuple):
     """What an engine of one precision must reach not to be broken; `evaluate` tells how good it is.
 
     `logits` bounds the root mean square error of the mask logits over their standard deviation; `flips` the
-    share of pixels with a clear slot that the engine gives to another, `stage_flips` the share of all pixels
-    that change their slot in a k-means assignment, `classes` the mean share (0..1) of a slot's class
+    share of pixels with a clear slot that the engine gives to another, `decision_flips` the share of all
+    pixels that change their slot in a k-means assignment, `classes` the mean share (0..1) of a slot's class
     probability that goes to other classes; `quality` is the least PQ (per cent) against the float model's
     segments.
     """
 
     logits: float
     flips: float
-    stage_flips: float
+    decision_flips: float
     classes: float
     quality: float
 
@@ -58,8 +58,8 @@ class PanopticParity:
 
     `error` is the root mean square of the mask logits' error over their standard deviation, both less their
     mean over the slots of a pixel, which softmax ignores. `flips` and `clear_flips` are shares (0..1) of
-    pixels whose best slot differs, of all and of those where the float model has a clear lead; `stages` the
-    shares for each k-means assignment; `mask_error` is the root mean square of the probabilities' error,
+    pixels whose best slot differs, of all and of those where the float model has a clear lead; `decisions`
+    the shares for each k-means assignment; `mask_error` is the root mean square of the probabilities' error,
     `class_error` the mean share of a slot's class probability that other classes get (total variation);
     `quality` PQ in per cent with the float model's `segments` as the truth, None without any.
     """
@@ -73,7 +73,7 @@ class PanopticParity:
     class_error: float
     segments: int
     quality: float | None
-    stages: dict[str, float] = field(default_factory=dict)
+    decisions: dict[str, float] = field(default_factory=dict)
     finite: bool = True
     problems: tuple[str, ...] = ()
 
@@ -81,10 +81,10 @@ class PanopticParity:
         quality = (
             "no segments" if self.quality is None else f"PQ {self.quality:.2f} of {self.segments} segments"
         )
-        stages = "".join(f", {name.split('/')[0]} {share:.2%}" for name, share in self.stages.items())
+        decisions = "".join(f", {name.split('/')[0]} {share:.2%}" for name, share in self.decisions.items())
         return (
             f"{self.name}: {self.images} images, {quality} against the float model, pixels that change slot "
-            f"{self.flips:.2%} ({self.clear_flips:.3%} of the clear ones){stages}, mask logits error "
+            f"{self.flips:.2%} ({self.clear_flips:.3%} of the clear ones){decisions}, mask logits error "
             f"{self.error:.2g}, mask probabilities off by {self.mask_error:.2g}, class probability moved "
             f"{self.class_error:.2%}: {'; '.join(self.problems) or 'ok'}"
         )
@@ -104,7 +104,7 @@ class PanopticParity:
             "mask_logits_error": self.error,
             "slot_flips": self.flips,
             "clear_slot_flips": self.clear_flips,
-            "stage_flips": self.stages,
+            "decision_flips": self.decisions,
             "mask_probability_error": self.mask_error,
             "class_probability_moved": self.class_error,
             "problems": list(self.problems),
@@ -176,9 +176,9 @@ def _problems(parity: PanopticParity, limit: Limit) -> Iterator[str]:
         yield f"{parity.clear_flips:.2%} of the clear pixels change slot, over {limit.flips:.1%}"
     if not parity.class_error <= limit.classes:
         yield f"{parity.class_error:.2%} of the class probability moves, over {limit.classes:.0%}"
-    for name, share in parity.stages.items():
-        if not share <= limit.stage_flips:
-            yield f"{name}: {share:.2%} of the pixels change slot, over {limit.stage_flips:.1%}"
+    for name, share in parity.decisions.items():
+        if not share <= limit.decision_flips:
+            yield f"{name}: {share:.2%} of the pixels change slot, over {limit.decision_flips:.1%}"
     enough = parity.quality is not None and parity.segments >= QUALITY_SEGMENTS
     if enough and not (parity.quality or 0) >= limit.quality:
         yield f"PQ against the float model is {parity.quality:.2f}, under {limit.quality:g}"
@@ -203,11 +203,11 @@ def check_photos(
     reference: Any,
     reference_image: ImageSpec,
     photos: Iterable[tuple[str, NDArray[np.uint8]]],
-    stages: dict[str, float] | None = None,
+    decisions: dict[str, float] | None = None,
 ) -> PanopticParity:
     """The engine against `reference` (a `Predict`) on named photographs, each prepared for either side.
 
-    `stages` are shares of flipped assignments that were measured apart.
+    `decisions` are shares of flipped assignments that were measured apart.
     """
     sums, quality = _Sums(), _Quality()
     for _, photo in photos:
@@ -216,7 +216,7 @@ def check_photos(
         sums.add(want, got, engine.card)
         quality.add(*(engine.decode(_batched(outputs), [photo])[0] for outputs in (want, got)))
     parity = sums.parity("photos", quality.segments, quality.per_cent)
-    return _judged(replace(parity, stages=stages or {}), engine.card.precision)
+    return _judged(replace(parity, decisions=decisions or {}), engine.card.precision)
 
 
 def _batched(outputs: Outputs) -> Outputs:
@@ -252,16 +252,16 @@ class _Quality:
         return 200 * self.overlap / total if total else None
 
 
-def stage_flips(
-    engine: Engine, stages: Any, image: ImageSpec, photos: Iterable[NDArray[np.uint8]]
+def decision_flips(
+    engine: Engine, decisions: Any, image: ImageSpec, photos: Iterable[NDArray[np.uint8]]
 ) -> dict[str, float]:
     """Shares of pixels that change slot in each assignment, for an engine that returns the assignments too.
 
-    `stages` gives the float model's, as `Source.stages`.
+    `decisions` gives the float model's, as `Source.decisions`.
     """
     changed: dict[str, list[float]] = {}
     for photo in photos:
-        want = stages(prepare_batch([photo], image))
+        want = decisions(prepare_batch([photo], image))
         got = engine.run_batched(engine.prepare([photo]))
         for name, slots in want.items():
             changed.setdefault(name, []).append(float(np.mean(got[name].reshape(slots.shape) != slots)))

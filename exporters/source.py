@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Deployable(Protocol):
     """A torch module that says what its engine returns and what of it must stay float.
 
-    In `float_scopes`, `a.b` is the code of module a.b itself, `a.b.*` that of the modules below it.
+    In `float_modules`, `a.b` is the code of module a.b itself, `a.b.*` that of the modules below it.
     """
 
     @property
@@ -27,7 +27,7 @@ class Deployable(Protocol):
         ...
 
     @property
-    def float_scopes(self) -> tuple[str, ...]:
+    def float_modules(self) -> tuple[str, ...]:
         """What stays float, as glob patterns over module paths."""
         ...
 
@@ -39,7 +39,7 @@ class Deployable(Protocol):
         """Normalised (B, 3, H, W) images -> the tensors that the engine returns."""
         ...
 
-    def stages(self, images: Tensor) -> dict[str, Tensor]:
+    def decisions(self, images: Tensor) -> dict[str, Tensor]:
         """Decisions inside the network on which all that follows hangs, by the name of their node."""
         ...
 
@@ -71,10 +71,10 @@ class Source:
         columns = zip(*parts, strict=True)
         return {n: np.concatenate(c) for n, c in zip(self.module.output_names, columns, strict=True)}
 
-    def stages(self, inputs: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
-        """The float reference's decisions inside the network, by node name; see `Deployable.stages`."""
+    def decisions(self, inputs: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+        """The float reference's decisions inside the network, by node name; see `Deployable.decisions`."""
         import torch
 
         with torch.inference_mode():
-            found = self.module.stages(torch.from_numpy(np.ascontiguousarray(inputs)))
+            found = self.module.decisions(torch.from_numpy(np.ascontiguousarray(inputs)))
         return {name: tensor.numpy() for name, tensor in found.items()}

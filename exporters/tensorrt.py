@@ -18,7 +18,7 @@ from vitkit.runtimes.errors import BadRequest, ExportFailed
 from vitkit.runtimes.files import atomic_folder, check_output_folder
 from vitkit.runtimes.tensorrt_options import (
     DEFAULT_VERSION,
-    FLAVOURS,
+    DIALECTS,
     GRAPH_FILE,
     PLAN_FILE,
     build_script,
@@ -43,24 +43,26 @@ def export(
     calibration: CalibrationSet | None = None,
     image: ImageSpec,
     batch: int | None = 1,
-    opset: int = FLAVOURS[DEFAULT_VERSION].opset,
+    opset: int = DIALECTS[DEFAULT_VERSION].opset,
     trt_version: str = DEFAULT_VERSION,
 ) -> ModelCard:
     """Write `model.onnx` and `build.sh` into `folder` and return their card, which says: not built.
 
-    `trt_version` is a key of `FLAVOURS`, `opset` that flavour's. Raises ExportFailed, also where the graph
+    `trt_version` is a key of `DIALECTS`, `opset` that dialect's. Raises ExportFailed, also where the graph
     breaks a rule of that version.
     """
     import onnx
 
     from vitkit.exporters.tensorrt_graph import TRACED, float32_layers
 
-    flavour, scopes = FLAVOURS[trt_version], source.module.float_scopes
+    dialect, float_modules = DIALECTS[trt_version], source.module.float_modules
     graph = to_onnx.trace(source, image=image, batch=batch, opset=TRACED)
-    model = convert(graph, trt_version, precision, scopes=scopes, calibration=calibration, image=image)
+    model = convert(
+        graph, trt_version, precision, float_modules=float_modules, calibration=calibration, image=image
+    )
     to_onnx.check_graph(model, opset)
     onnx.save(model, folder / GRAPH_FILE)
-    layers = float32_layers(model, scopes, layer_norms=not flavour.layer_norm)
+    layers = float32_layers(model, float_modules, layer_norms=not dialect.layer_norm)
     options = options_for(trt_version, precision, tuple(layers))
     (folder / SCRIPT_FILE).write_text(build_script(options), encoding="utf-8")
     card = to_onnx.engine_card(
@@ -74,7 +76,7 @@ def convert(
     version: str,
     precision: str,
     *,
-    scopes: Sequence[str],
+    float_modules: Sequence[str],
     calibration: CalibrationSet | None = None,
     image: ImageSpec,
 ) -> ModelProto:
@@ -83,17 +85,17 @@ def convert(
     Typed float16 only where the version is strongly typed; elsewhere the builder's flags say it. Raises
     ExportFailed where the result breaks a rule of the version.
     """
-    from vitkit.exporters.tensorrt_graph import to_flavour
+    from vitkit.exporters.tensorrt_graph import to_dialect
 
-    flavour = FLAVOURS[version]
-    model = to_flavour(graph, flavour)
+    dialect = DIALECTS[version]
+    model = to_dialect(graph, dialect)
     if precision == "int8":
         from vitkit.calibration.tensorrt import quantize
 
         assert calibration is not None
-        model = quantize(model, calibration, image, scopes)
-    if precision != "fp32" and precision in flavour.strongly_typed:
-        model = to_half(model, scopes)
+        model = quantize(model, calibration, image, float_modules)
+    if precision != "fp32" and precision in dialect.strongly_typed:
+        model = to_half(model, float_modules)
     check_rules(model, version)
     return model
 
@@ -108,13 +110,13 @@ def check_rules(model: ModelProto, version: str) -> None:
         raise ExportFailed(f"TensorRT {version} does not take this graph: {shown}{more}")
 
 
-def expose(artifact: Artifact, folder: Path, shapes: Mapping[str, tuple[int | None, ...]]) -> None:
+def write_twin(artifact: Artifact, folder: Path, shapes: Mapping[str, tuple[int | None, ...]]) -> None:
     """Write the artifact into `folder` with the whole numbers that the named nodes compute as outputs too.
 
     Of a built one the engine is built anew, since an engine returns nothing else than it was built for.
     """
     package = Artifact(artifact.path, replace(artifact.card, engine=GRAPH_FILE))
-    to_onnx.expose(package, folder, shapes)
+    to_onnx.write_twin(package, folder, shapes)
     if artifact.card.engine == PLAN_FILE:
         runtime = runtime_module("tensorrt")
         plan = runtime.compile_engine(Artifact(folder, artifact.card), runtime.machine())

@@ -1,4 +1,4 @@
-"""An ONNX graph in the flavour that a version of TensorRT parses."""
+"""An ONNX graph in the dialect that a version of TensorRT parses."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto
 
 from vitkit.calibration.policy import float_nodes
-from vitkit.exporters.half import CAMERA_SCOPE
+from vitkit.exporters.half import CAMERA_MODULE
 from vitkit.runtimes.errors import ExportFailed
-from vitkit.runtimes.tensorrt_options import Flavour
+from vitkit.runtimes.tensorrt_options import Dialect
 
 TRACED = 19
 _LOWERED = 17
@@ -30,23 +30,23 @@ _ADDED_SINCE: dict[str, dict[str, Any]] = {
 }
 
 
-def to_flavour(model: ModelProto, flavour: Flavour) -> ModelProto:
-    """A copy of a graph of opset `TRACED`, as the flavour wants it; raises ExportFailed."""
+def to_dialect(model: ModelProto, dialect: Dialect) -> ModelProto:
+    """A copy of a graph of opset `TRACED`, as the dialect wants it; raises ExportFailed."""
     result = ModelProto()
     result.CopyFrom(model)
     # What is known of the values between nodes is inferred again where it is needed.
     del result.graph.value_info[:]
     _cast_bytes_first(result)
-    if flavour.opset == _LOWERED:
+    if dialect.opset == _LOWERED:
         _lower(result)
-    if not flavour.layer_norm:
+    if not dialect.layer_norm:
         _write_out_layer_norms(result)
     _drop_unused(result)
     return result
 
 
-def float32_layers(model: ModelProto, scopes: Sequence[str], *, layer_norms: bool) -> list[str]:
-    """Nodes that must stay in float32 where the builder chooses types: those of the float scopes.
+def float32_layers(model: ModelProto, float_modules: Sequence[str], *, layer_norms: bool) -> list[str]:
+    """Nodes that must stay in float32 where the builder chooses types: those of the float modules.
 
     With `layer_norms` also what layer norms were written out to: their sums of squares overflow float16.
     Nodes that return anything but float32 are left out, since they have no choice.
@@ -54,7 +54,7 @@ def float32_layers(model: ModelProto, scopes: Sequence[str], *, layer_norms: boo
     graph = onnx.shape_inference.infer_shapes(model).graph
     types = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.output)}
     names = [n.name for n in graph.node if all(types.get(o) == TensorProto.FLOAT for o in n.output)]
-    keep = set(float_nodes(names, [*scopes, CAMERA_SCOPE]))
+    keep = set(float_nodes(names, [*float_modules, CAMERA_MODULE]))
     if layer_norms:
         keep |= {name for name in names if name.split("/")[-1].startswith("LayerNormalization")}
     return [name for name in names if name in keep]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitkit.calibration.dataset import CalibrationSet
-from vitkit.exporters.half import CAMERA_SCOPE
+from vitkit.exporters.half import CAMERA_MODULE
 from vitkit.exporters.onnx import camera_module, engine_card
 from vitkit.exporters.source import Source
 from vitkit.exporters.tflite_graph import (
@@ -51,16 +51,16 @@ def export(
     computes with in float32 on CPUs without float16 arithmetic. Raises ExportFailed.
     """
     assert batch is not None
-    content, scopes = convert(source, image, batch), source.module.float_scopes
+    content, keep = convert(source, image, batch), source.module.float_modules
     if precision != "fp32":
         from vitkit.calibration.tflite import halve, quantize
 
         products = products_of(read_model(content))
         if precision == "fp16":
-            content = halve(content, products, scopes)
+            content = halve(content, products, keep)
         else:
             assert calibration is not None
-            content = quantize(content, products, calibration, image, scopes, batch)
+            content = quantize(content, products, calibration, image, keep, batch)
         model = read_model(content)
         _name_ends(model)
         # Written once more, since the quantiser does not align constants.
@@ -69,7 +69,7 @@ def export(
     return engine_card(source, image, batch, target="tflite", precision=precision, engine=ENGINE_FILE)
 
 
-def expose(artifact: Artifact, folder: Path, shapes: Mapping[str, tuple[int | None, ...]]) -> None:
+def write_twin(artifact: Artifact, folder: Path, shapes: Mapping[str, tuple[int | None, ...]]) -> None:
     """Write the engine into `folder` with the whole numbers of the named operators as outputs too."""
     from ai_edge_litert import schema_py_generated as schema
 
@@ -110,7 +110,7 @@ def convert(source: Source, image: ImageSpec, batch: int) -> bytes:
         converted = litert_torch.convert(module, (example,))
         model = read_model(converted.model_content())
     shorten(model)
-    _name_by_scope(model, paths)
+    _name_by_module(model, paths)
     _name_signature(model, source.module.output_names)
     _name_ends(model)
     return write_model(model)
@@ -127,44 +127,46 @@ def _classes_tell_paths(module: nn.Module) -> Iterator[dict[str, str]]:
     written = {}
     try:
         for path, child in module.named_modules():
-            scope = path.removeprefix("model").removeprefix(".") or CAMERA_SCOPE
-            child.__class__ = type(scope, (classes[child],), {"__module__": "scope"})
-            written["_".join(["scope." + scope, *path.split(".")[-1:]]) if path else f"scope.{scope}"] = scope
+            shown = path.removeprefix("model").removeprefix(".") or CAMERA_MODULE
+            child.__class__ = type(shown, (classes[child],), {"__module__": "module"})
+            written["_".join(["module." + shown, *path.split(".")[-1:]]) if path else f"module.{shown}"] = (
+                shown
+            )
         yield written
     finally:
         for child, kind in classes.items():
             child.__class__ = kind
 
 
-def _name_by_scope(model: Any, paths: Mapping[str, str]) -> None:
+def _name_by_module(model: Any, paths: Mapping[str, str]) -> None:
     """Name results `<module path>/<operator>`, numbered where that repeats, and constants by their user."""
     graph = model.subgraphs[0]
     seen: Counter[str] = Counter()
-    scopes: dict[int, str] = {}
+    modules: dict[int, str] = {}
     names = {i: tensor.name.decode() for i, tensor in enumerate(graph.tensors)}
     for step in graph.operators:
         # In the words of the other engines: `ArgMax` for ARG_MAX.
         kind = "".join(word.capitalize() for word in kind_of(model, step).split("_"))
-        scope = _scope(step, kind, names, paths) or next(
-            (scopes[i] for i in step.inputs if i in scopes), CAMERA_SCOPE
+        module = _module_path(step, kind, names, paths) or next(
+            (modules[i] for i in step.inputs if i in modules), CAMERA_MODULE
         )
-        stem = f"{scope}/{kind}"
+        stem = f"{module}/{kind}"
         seen[stem] += 1
         name = stem if seen[stem] == 1 else f"{stem}_{seen[stem]}"
         for position, i in enumerate(step.inputs):
-            if i >= 0 and i not in scopes and i not in graph.inputs:
-                scopes[i] = scope
+            if i >= 0 and i not in modules and i not in graph.inputs:
+                modules[i] = module
                 graph.tensors[i].name = f"{name}:in{position}".encode()
         for position, i in enumerate(step.outputs):
-            scopes[i] = scope
+            modules[i] = module
             graph.tensors[i].name = (f"{name}:{position}" if position else name).encode()
 
 
-def _scope(step: Any, kind: str, names: Mapping[int, str], paths: Mapping[str, str]) -> str | None:
+def _module_path(step: Any, kind: str, names: Mapping[int, str], paths: Mapping[str, str]) -> str | None:
     """The module path of an operator; that of its constants where its result has an output's name."""
     for i in (step.outputs[0], *step.inputs[1:]):
         found = [paths.get(part.split("/")[-1]) for part in names.get(i, "").split(";")]
-        known = [scope for scope in found if scope is not None]
+        known = [module for module in found if module is not None]
         if known:
             return known[-1] if kind in _CONVOLUTIONS else known[0]
     return None

@@ -17,7 +17,7 @@ GRAPH_FILE = "model.onnx"
 PLAN_FILE = "engine.plan"
 
 
-class Flavour(NamedTuple):
+class Dialect(NamedTuple):
     """What the ONNX of a version must be: its opset, whether LayerNormalization parses, which precisions are
     strongly typed (the graph says every tensor's type; otherwise the builder chooses within its flags)."""
 
@@ -26,12 +26,12 @@ class Flavour(NamedTuple):
     strongly_typed: tuple[str, ...]
 
 
-FLAVOURS = {
-    "8.5": Flavour(17, False, ()),
-    "8.6": Flavour(17, True, ()),
+DIALECTS = {
+    "8.5": Dialect(17, False, ()),
+    "8.6": Dialect(17, True, ()),
     # Float16 scales of Q/DQ need opset 19, so int8 keeps the builder's flags here.
-    "10": Flavour(17, True, ("fp16",)),
-    "11": Flavour(19, True, ("fp32", "fp16", "int8")),
+    "10": Dialect(17, True, ("fp16",)),
+    "11": Dialect(19, True, ("fp32", "fp16", "int8")),
 }
 DEFAULT_VERSION = "10"
 _FLAGS = {"fp32": (), "fp16": ("FP16",), "int8": ("FP16", "INT8")}
@@ -41,7 +41,7 @@ _FLAGS = {"fp32": (), "fp16": ("FP16",), "int8": ("FP16", "INT8")}
 class BuildOptions:
     """How the builder is set for a package; kept in its card.
 
-    `version` is a key of `FLAVOURS`. `flags` are names of TensorRT's builder flags. `float32_layers` are ONNX
+    `version` is a key of `DIALECTS`. `flags` are names of TensorRT's builder flags. `float32_layers` are ONNX
     nodes that must compute in float32 and return it. TF32 is always off: it halves what float32 holds.
     """
 
@@ -63,16 +63,16 @@ class Machine(NamedTuple):
 
 
 def options_for(version: str, precision: str, float32_layers: tuple[str, ...]) -> BuildOptions:
-    """The options of a version (a key of `FLAVOURS`) for a precision; typed graphs need no flags."""
-    typed = precision in FLAVOURS[version].strongly_typed
+    """The options of a version (a key of `DIALECTS`) for a precision; typed graphs need no flags."""
+    typed = precision in DIALECTS[version].strongly_typed
     flags = () if typed else _FLAGS[precision]
     return BuildOptions(version, typed, flags, float32_layers if flags else ())
 
 
-def flavour_of(version: str) -> str | None:
-    """TensorRT's own version, such as `10.3.0`, as a key of `FLAVOURS`; None where no flavour is for it."""
+def dialect_of(version: str) -> str | None:
+    """TensorRT's own version, such as `10.3.0`, as a key of `DIALECTS`; None where no dialect is for it."""
     numbers = re.findall(r"\d+", version)[:2]
-    return next((key for key in FLAVOURS if key.split(".") == numbers[: len(key.split("."))]), None)
+    return next((key for key in DIALECTS if key.split(".") == numbers[: len(key.split("."))]), None)
 
 
 def read_options(artifact: Artifact) -> BuildOptions:
@@ -84,10 +84,10 @@ def read_options(artifact: Artifact) -> BuildOptions:
             "strongly_typed": bool(typed),
             "flags": list(flags),
             "float32_layers": list(layers),
-        } if version in FLAVOURS and all(isinstance(item, str) for item in (*flags, *layers)):
+        } if version in DIALECTS and all(isinstance(item, str) for item in (*flags, *layers)):
             return BuildOptions(version, typed, tuple(flags), tuple(layers))
     raise BadArtifact(
-        f"{artifact.path}: options.build is {body!r}; it must name a version ({', '.join(FLAVOURS)}), "
+        f"{artifact.path}: options.build is {body!r}; it must name a version ({', '.join(DIALECTS)}), "
         "strongly_typed, flags and float32_layers. Export it again with --target tensorrt"
     )
 
@@ -123,10 +123,10 @@ def check_machine(artifact: Artifact, here: Machine) -> None:
 
 def check_version(artifact: Artifact, here: Machine) -> None:
     """Refuse a package that is for another version of TensorRT; raises DeviceError naming both sides."""
-    wanted, flavour = read_options(artifact).version, flavour_of(here.tensorrt)
-    if flavour != wanted:
+    wanted, dialect = read_options(artifact).version, dialect_of(here.tensorrt)
+    if dialect != wanted:
         mend = (
-            f"export it again with --trt-version {flavour}" if flavour else f"known are {', '.join(FLAVOURS)}"
+            f"export it again with --trt-version {dialect}" if dialect else f"known are {', '.join(DIALECTS)}"
         )
         raise DeviceError(
             f"{artifact.path} is a package for TensorRT {wanted}, here is TensorRT {here.tensorrt}: {mend}"

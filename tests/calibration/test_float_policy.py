@@ -9,10 +9,10 @@ import pytest
 from vitkit.calibration.policy import float_nodes
 from vitkit.models.ps_vit import PSViT
 
-SCOPES = PSViT.float_scopes
+FLOAT_MODULES = PSViT.float_modules
 
 
-def test_scopes_match_a_module_and_not_its_neighbours():
+def test_patterns_match_a_module_and_not_its_neighbours():
     names = [
         "sampler/Add",
         "sampler.layers.0.mlp.0/Gemm",
@@ -20,7 +20,7 @@ def test_scopes_match_a_module_and_not_its_neighbours():
         "samplers/Add",
         "Add",
     ]
-    assert float_nodes(names, SCOPES) == ["sampler/Add", "sampler.offset_layers.1/Gemm_2"]
+    assert float_nodes(names, FLOAT_MODULES) == ["sampler/Add", "sampler.offset_layers.1/Gemm_2"]
 
 
 class OnnxGraph:
@@ -140,9 +140,9 @@ def test_the_walk_finds_a_planted_quantiser(target, victim, artifact_of):
 
 
 def test_no_float_node_of_onnx_reads_quantised_values(artifact_of):
-    """The quantiser gives a quantised tensor to all its readers: no float scope here shares one."""
+    """The quantiser gives a quantised tensor to all its readers: no float module here shares one."""
     graph = OnnxGraph(artifact_of("onnx", "int8"))
-    kept = float_nodes(graph.types, SCOPES)
+    kept = float_nodes(graph.types, FLOAT_MODULES)
     assert len(kept) > 50
     # A quantiser without parents holds a constant: equal constants are one, here biases of zeros.
     quantised = {

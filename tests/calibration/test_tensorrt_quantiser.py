@@ -59,7 +59,7 @@ def test_only_products_and_shortcuts_read_quantised_values(quantised):
     }
 
 
-def test_pairs_are_named_by_the_scope_that_reads_them(quantised):
+def test_pairs_are_named_by_the_module_that_reads_them(quantised):
     names = [node.name for node in quantised.graph.node if "Linear" in node.op_type]
     assert len(set(names)) == len(names) == 6
     assert {name.split("/")[0] for name in names} == {"a", "b"}

@@ -1,4 +1,4 @@
-"""Panoptic networks through every target: the engine against torch, at every stage and in its segments."""
+"""Panoptic networks through every target: the engine against torch, in every decision and in its segments."""
 
 from __future__ import annotations
 
@@ -73,11 +73,11 @@ def exported(source, photos, tmp_path_factory):
 
 
 @pytest.mark.parametrize(("target", "batch"), [("onnx", 1), ("openvino", 1), ("tflite", 1), ("onnx", None)])
-def test_float_engines_equal_torch_at_every_stage(source, photos, exported, target, batch):
+def test_float_engines_equal_torch_in_every_decision(source, photos, exported, target, batch):
     folder, (_, parity) = exported(target, batch)
     assert parity.images == 8
-    assert len(parity.stages) == 3
-    assert max(parity.stages.values()) < 0.002
+    assert len(parity.decisions) == 3
+    assert max(parity.decisions.values()) < 0.002
     assert parity.error < 0.01
     with open_engine(folder) as engine:
         got = engine.run_batched(engine.prepare([photo for _, photo in photos[:3]]))
@@ -99,7 +99,7 @@ def test_pixels_are_padded_below_and_right(exported):
 @pytest.mark.parametrize("target", ["onnx", "openvino", "tflite"])
 def test_int8_keeps_the_assignments_and_mask_products_float(source, scenes, target, tmp_path, monkeypatch):
     # Random weights make an assignment of near ties: what is tested is the policy, not the parity.
-    loose = LIMITS["int8"]._replace(logits=10, flips=1, stage_flips=1, classes=1)
+    loose = LIMITS["int8"]._replace(logits=10, flips=1, decision_flips=1, classes=1)
     monkeypatch.setitem(LIMITS, "int8", loose)
     calibration = calibration_set(scenes / "train", 16)
     exporters.export(source, tmp_path / "a", target=target, precision="int8", calibration=calibration)

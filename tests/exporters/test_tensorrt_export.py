@@ -1,4 +1,4 @@
-"""TensorRT packages: each version's flavour does what the model does, and breaks none of its rules."""
+"""TensorRT packages: each version's dialect does what the model does, and breaks none of its rules."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from vitkit.calibration.policy import float_nodes
 from vitkit.exporters.onnx import trace
 from vitkit.exporters.source import Source
 from vitkit.exporters.tensorrt import check_rules, convert
-from vitkit.exporters.tensorrt_graph import TRACED, to_flavour
+from vitkit.exporters.tensorrt_graph import TRACED, to_dialect
 from vitkit.exporters.tensorrt_rules import VERSIONS, check
 from vitkit.inspection import inspect
 from vitkit.models import build, run_card
 from vitkit.runtimes.card import CARD_FILE, read_artifact
 from vitkit.runtimes.image import generated_photos, prepare_batch
-from vitkit.runtimes.tensorrt_options import FLAVOURS, read_built, read_options
+from vitkit.runtimes.tensorrt_options import DIALECTS, read_built, read_options
 
 SMALL = {
     "image_size": 65, "pixel_widths": (16, 16, 8, 8), "heads": 4, "queries": 8, "query_width": 16,
@@ -68,19 +68,26 @@ def traced(sources):
 def converted(sources, traced, calibration):
     """Graphs by (model, version, precision) with the image they take, each made once.
 
-    Versions of one flavour share their graph, and precisions that only the builder's flags tell apart.
+    Versions of one dialect share their graph, and precisions that only the builder's flags tell apart.
     """
     made = {}
 
     def get(name: str, version: str, precision: str):
-        flavour = FLAVOURS[version]
-        written = precision == "int8" or precision in flavour.strongly_typed
-        key = name, flavour.opset, flavour.layer_norm, precision if written else "fp32"
+        dialect = DIALECTS[version]
+        written = precision == "int8" or precision in dialect.strongly_typed
+        key = name, dialect.opset, dialect.layer_norm, precision if written else "fp32"
         if key not in made:
             graph, image = traced(name)
-            scopes = sources[name].module.float_scopes
+            float_modules = sources[name].module.float_modules
             made[key] = (
-                convert(graph, version, precision, scopes=scopes, calibration=calibration, image=image),
+                convert(
+                    graph,
+                    version,
+                    precision,
+                    float_modules=float_modules,
+                    calibration=calibration,
+                    image=image,
+                ),
                 image,
             )
         return made[key]
@@ -115,17 +122,17 @@ def run(model: onnx.ModelProto, feeds: dict) -> list[np.ndarray]:
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("name", ["ps_vit_nano", "remax_nano"])
-def test_every_flavour_equals_the_model(name, version, precision, sources, converted):
-    source, flavour = sources[name], FLAVOURS[version]
+def test_every_dialect_equals_the_model(name, version, precision, sources, converted):
+    source, dialect = sources[name], DIALECTS[version]
     model, image = converted(name, version, precision)
     assert check(model, version) == []
     onnx.checker.check_model(model, full_check=True)
     assert {item.domain: item.version for item in model.opset_import if not item.domain} == {
-        "": flavour.opset
+        "": dialect.opset
     }
     kinds = {node.op_type for node in model.graph.node}
     assert not kinds & {"Gelu", "Einsum", "GridSample"}
-    assert ("LayerNormalization" in kinds) == flavour.layer_norm
+    assert ("LayerNormalization" in kinds) == dialect.layer_norm
     photos = generated_photos(1, seed=5)
     expected = source.predict(prepare_batch(photos, source.card.image))
     found = run(model, {"image": prepare_batch(photos, image)})
@@ -137,11 +144,11 @@ def test_every_flavour_equals_the_model(name, version, precision, sources, conve
 @pytest.mark.parametrize("version", ["8.5", "11"])
 @pytest.mark.parametrize("name", ["ps_vit_nano", "remax_nano"])
 def test_pairs_stand_on_what_int8_kernels_read_and_nowhere_else(name, version, sources, converted):
-    scopes = sources[name].module.float_scopes
+    float_modules = sources[name].module.float_modules
     model, _ = converted(name, version, "int8")
     nodes = list(model.graph.node)
     makers = {output: node for node in nodes for output in node.output}
-    floating = set(float_nodes([node.name for node in nodes], scopes))
+    floating = set(float_nodes([node.name for node in nodes], float_modules))
     ranks = {item.name: len(item.dims) for item in model.graph.initializer}
     quantised = 0
     for node in nodes:
@@ -192,18 +199,18 @@ def test_the_float_policy_reaches_the_builder(package, converted):
     options = read_options(read_artifact(package[0]))
     assert options.flags == ("FP16", "INT8")
     assert not options.strongly_typed
-    scopes = {name.split("/")[0] for name in options.float32_layers}
-    assert {"camera", "sampler", "sampler.pos_layer", "sampler.sample"} <= scopes
+    float_modules = {name.split("/")[0] for name in options.float32_layers}
+    assert {"camera", "sampler", "sampler.pos_layer", "sampler.sample"} <= float_modules
     assert any(name.endswith("LayerNormalization_variance") for name in options.float32_layers)
     model, _ = converted("ps_vit_nano", "10", "fp16")
     graph = onnx.shape_inference.infer_shapes(model).graph
     types = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
     seen = set()
     for node in graph.node:
-        scope, kind = node.name.split("/")[0], types.get(node.output[0])
-        if scope in ("camera", "sampler.sample", "sampler.pos_layer") and node.op_type in ("Sub", "Gemm"):
+        module, kind = node.name.split("/")[0], types.get(node.output[0])
+        if module in ("camera", "sampler.sample", "sampler.pos_layer") and node.op_type in ("Sub", "Gemm"):
             assert kind == TensorProto.FLOAT, node.name
-            seen.add(scope)
+            seen.add(module)
         elif node.op_type in ("Conv", "LayerNormalization", "Softmax"):
             assert kind == TensorProto.FLOAT16, node.name
             seen.add(node.op_type)
@@ -247,12 +254,12 @@ def test_impossible_packages_are_refused(request_, words, source, tmp_path):
 
 
 def test_a_graph_that_breaks_a_rule_is_not_written():
-    nodes = [helper.make_node("Det", ["x"], [f"y{i}"], f"scope/Det_{i}") for i in range(7)]
+    nodes = [helper.make_node("Det", ["x"], [f"y{i}"], f"module/Det_{i}") for i in range(7)]
     model = helper.make_model(
         helper.make_graph(nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 2, 2])], []),
         opset_imports=[helper.make_opsetid("", 17)],
     )
-    with pytest.raises(ExportFailed, match=r"8\.6 does not take this graph: operator: scope/Det_0.*2 more"):
+    with pytest.raises(ExportFailed, match=r"8\.6 does not take this graph: operator: module/Det_0.*2 more"):
         check_rules(model, "8.6")
 
 
@@ -269,8 +276,8 @@ def test_what_opset_17_cannot_say_is_refused(operator, attributes, words):
     inputs = {"Resize": ["a", "", "s"]}.get(operator, ["a"])
     outputs = ["y", "z", "u"] if operator == "Split" else ["y"]
     nodes = [
-        helper.make_node("Relu", ["x"], ["a"], "scope/Relu"),
-        helper.make_node(operator, inputs, outputs, f"scope/{operator}", **attributes),
+        helper.make_node("Relu", ["x"], ["a"], "module/Relu"),
+        helper.make_node(operator, inputs, outputs, f"module/{operator}", **attributes),
     ]
     graph = helper.make_graph(
         nodes,
@@ -281,4 +288,4 @@ def test_what_opset_17_cannot_say_is_refused(operator, attributes, words):
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", TRACED)])
     with pytest.raises(ExportFailed, match=words):
-        to_flavour(model, FLAVOURS["8.5"])
+        to_dialect(model, DIALECTS["8.5"])

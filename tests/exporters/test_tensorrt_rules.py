@@ -21,7 +21,7 @@ def graph(body: str, *, x: str = IMAGE, y: str = MAP, opset: int = 17, **constan
     for name, value in constants.items():
         model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
     for i, node in enumerate(model.graph.node):
-        node.name = f"scope/{node.op_type}_{i}"
+        node.name = f"module/{node.op_type}_{i}"
     return model
 
 
@@ -229,7 +229,7 @@ def test_a_planted_violation_is_named(rule, versions, model):
         found = [violation for violation in check(model, version) if violation.rule == rule]
         assert bool(found) == (version in versions), (version, found)
         for violation in found:
-            assert violation.node == "g" if rule == "opset" else violation.node.startswith("scope/")
+            assert violation.node == "g" if rule == "opset" else violation.node.startswith("module/")
             assert violation.reason
 
 

@@ -101,9 +101,9 @@ def test_fp16_halves_the_weights_but_not_those_that_make_coordinates(artifact_of
     assert not [name for name in halved if "offset_layers" in name or "pos_layer" in name]
 
 
-def test_a_stage_that_the_file_lacks_is_named(artifact_of, tmp_path):
-    from vitkit.exporters.tflite import expose
+def test_a_decision_that_the_file_lacks_is_named(artifact_of, tmp_path):
+    from vitkit.exporters.tflite import write_twin
     from vitkit.runtimes.card import read_artifact
 
     with pytest.raises(ExportFailed, match=r"no operator 'nowhere/ArgMax'"):
-        expose(read_artifact(artifact_of("tflite", "fp32")), tmp_path, {"nowhere/ArgMax": (1, 1, 4)})
+        write_twin(read_artifact(artifact_of("tflite", "fp32")), tmp_path, {"nowhere/ArgMax": (1, 1, 4)})

@@ -20,7 +20,7 @@ from vitkit.exporters.tensorrt import build
 from vitkit.runtimes.card import read_card, sha256, write_card
 from vitkit.runtimes.engine import RUNTIMES, runtime_module
 from vitkit.runtimes.image import generated_photos
-from vitkit.runtimes.tensorrt_options import FLAVOURS, Machine, flavour_of
+from vitkit.runtimes.tensorrt_options import DIALECTS, Machine, dialect_of
 
 
 def runtime():
@@ -31,8 +31,8 @@ def runtime():
         here = module.machine()
     except DeviceError as error:
         pytest.skip(str(error))
-    if flavour_of(here.tensorrt) is None:
-        pytest.skip(f"no flavour for TensorRT {here.tensorrt}")
+    if dialect_of(here.tensorrt) is None:
+        pytest.skip(f"no dialect for TensorRT {here.tensorrt}")
     return module, here
 
 
@@ -133,7 +133,7 @@ def export_for(here: Machine, source, calibration, folder, precision):
         folder,
         target="tensorrt",
         precision=precision,
-        trt_version=flavour_of(here.tensorrt),
+        trt_version=dialect_of(here.tensorrt),
         calibration=calibration if precision == "int8" else None,
     )
 
@@ -187,7 +187,7 @@ def test_engines_of_other_machines_are_refused_by_their_card(source, tmp_path, m
 def test_a_package_for_another_version_is_refused(source, tmp_path, monkeypatch):
     _, here = runtime()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    other = next(version for version in FLAVOURS if version != flavour_of(here.tensorrt))
+    other = next(version for version in DIALECTS if version != dialect_of(here.tensorrt))
     exporters.export(source, tmp_path / "a", target="tensorrt", precision="fp32", trt_version=other)
     with pytest.raises(DeviceError, match=f"package for TensorRT {other}, here is {here.tensorrt}"):
         open_engine(tmp_path / "a")

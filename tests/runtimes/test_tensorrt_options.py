@@ -11,14 +11,14 @@ import pytest
 from vitkit import BadArtifact, DeviceError
 from vitkit.runtimes.card import Artifact, ImageSpec, ModelCard
 from vitkit.runtimes.tensorrt_options import (
-    FLAVOURS,
+    DIALECTS,
     Machine,
     build_script,
     check_machine,
     check_version,
+    dialect_of,
     differences,
     engine_key,
-    flavour_of,
     options_for,
     read_built,
     read_options,
@@ -63,15 +63,15 @@ def test_each_version_has_its_command(version, precision, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("version", "flavour"),
+    ("version", "dialect"),
     [
         ("8.5.2.2", "8.5"), ("8.5", "8.5"), ("8.6.2", "8.6"), ("8.4.1", None), ("8.50", None),
         ("9.3.0", None),
         ("10.0.1", "10"), ("10.13.3.9", "10"), ("11.4", "11"), ("1.0", None), ("", None),
     ],
 )  # fmt: skip
-def test_flavours_are_found_by_tensorrts_own_version(version, flavour):
-    assert flavour_of(version) == flavour
+def test_dialects_are_found_by_tensorrts_own_version(version, dialect):
+    assert dialect_of(version) == dialect
 
 
 def test_the_key_depends_on_all_that_the_engine_depends_on():
@@ -157,10 +157,10 @@ def test_other_nonsense_is_refused_too(tmp_path):
             read_built(artifact(tmp_path, built=built))
 
 
-def test_every_flavour_is_within_what_its_version_parses():
+def test_every_dialect_is_within_what_its_version_parses():
     from vitkit.exporters.tensorrt_rules import HIGHEST_OPSET, OPERATORS, VERSIONS
 
-    assert tuple(FLAVOURS) == VERSIONS
-    for version, flavour in FLAVOURS.items():
-        assert flavour.opset <= HIGHEST_OPSET[version]
-        assert flavour.layer_norm == ("LayerNormalization" in OPERATORS[version])
+    assert tuple(DIALECTS) == VERSIONS
+    for version, dialect in DIALECTS.items():
+        assert dialect.opset <= HIGHEST_OPSET[version]
+        assert dialect.layer_norm == ("LayerNormalization" in OPERATORS[version])

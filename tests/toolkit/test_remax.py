@@ -495,12 +495,12 @@ def test_the_network_is_its_parts(nano):
     with torch.no_grad():
         masks, classes = nano.deploy(images)
         decoded = nano.decoder(nano.pixel_decoder(nano.backbone(images)))
-        stages = nano.stages(images)
+        decisions = nano.decisions(images)
     assert masks.shape == (2, 24, 33, 33)
     assert classes.shape == (2, 24, 10)
     assert torch.equal(masks, decoded.final.masks)
     assert torch.equal(classes, decoded.final.classes)
-    assert [slots.shape for slots in stages.values()] == [(2, 1, 25), (2, 1, 81), (2, 1, 289)]
+    assert [slots.shape for slots in decisions.values()] == [(2, 1, 25), (2, 1, 81), (2, 1, 289)]
 
 
 # --- backbones -------------------------------------------------------------------------------------------

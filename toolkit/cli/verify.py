@@ -31,11 +31,11 @@ def verify(
 
     Tensor error, mean cosine and top-1 agreement are held against limits per precision. A flip between
     two classes that the float model itself puts within one point of probability counts as a tie. Of panoptic
-    engines, segments are compared by PQ, and k-means assignments stage by stage. Exit code 1 when the
+    engines, segments are compared by PQ, and k-means assignments one by one. Exit code 1 when the
     engine is broken.
     """
     from vitkit.evaluate import open_network
-    from vitkit.exporters import STAGE_PHOTOS, check_stages
+    from vitkit.exporters import DECISION_IMAGES, check_decisions
     from vitkit.exporters.parity import check_golden, check_photos, check_reference
     from vitkit.runtimes.engine import open_engine
     from vitkit.runtimes.errors import BadRequest
@@ -55,8 +55,8 @@ def verify(
                 if images
                 else [(f"generated {i}", photo) for i, photo in enumerate(generated_photos(16, seed=1))]
             )
-            stages = check_stages(engine, reference, [photo for _, photo in photos[:STAGE_PHOTOS]])
-            checks.append(check_photos(engine, reference.predict, reference.card.image, photos, stages))
+            decisions = check_decisions(engine, reference, [photo for _, photo in photos[:DECISION_IMAGES]])
+            checks.append(check_photos(engine, reference.predict, reference.card.image, photos, decisions))
             reference.close()
     broken = any(check.problems for check in checks)
     if json:

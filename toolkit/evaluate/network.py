@@ -14,13 +14,13 @@ from vitkit.runtimes.card import ModelCard, read_card
 class Network(NamedTuple):
     """A run or an artifact behind one call: prepared inputs (N, ...) -> outputs by name.
 
-    `stages` are a run's decisions inside the network, as `Source.stages`; an engine does not tell them.
+    `decisions` are a run's decisions inside the network, as `Source.decisions`; an engine does not tell them.
     """
 
     card: ModelCard
     predict: Callable[[NDArray[Any]], dict[str, NDArray[Any]]]
     close: Callable[[], None]
-    stages: Callable[[NDArray[Any]], dict[str, NDArray[Any]]] = lambda inputs: {}
+    decisions: Callable[[NDArray[Any]], dict[str, NDArray[Any]]] = lambda inputs: {}
 
 
 def open_network(path: Path, threads: int | None = None) -> Network:
@@ -38,6 +38,6 @@ def open_network(path: Path, threads: int | None = None) -> Network:
 
             torch.set_num_threads(threads)
         source = Source(run.model, run.card)
-        return Network(run.card, source.predict, lambda: None, source.stages)
+        return Network(run.card, source.predict, lambda: None, source.decisions)
     engine = open_engine(path, threads=threads)
     return Network(engine.card, engine.run_batched, engine.close)

@@ -248,7 +248,7 @@ class PSViT(nn.Module):
 
     # What stays float in every engine, as patterns over module paths: all that makes the coordinates at
     # which the next iteration samples. A rounding there reads the wrong pixels.
-    float_scopes = ("sampler", "sampler.offset_layers.*", "sampler.pos_layer", "sampler.sample")
+    float_modules = ("sampler", "sampler.offset_layers.*", "sampler.pos_layer", "sampler.sample")
     output_names = ("logits", "points")
 
     def __init__(self, config: PSViTConfig) -> None:
@@ -296,7 +296,7 @@ class PSViT(nn.Module):
             **{f"encoder.{i}": layer for i, layer in enumerate(self.encoder)},
         }
 
-    def stages(self, images: Tensor) -> dict[str, Tensor]:
+    def decisions(self, images: Tensor) -> dict[str, Tensor]:
         """Nothing: the points, which decide in between, are an output."""
         return {}
 

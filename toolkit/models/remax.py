@@ -111,7 +111,7 @@ class ReMaX(nn.Module):
         )
 
     @property
-    def float_scopes(self) -> tuple[str, ...]:
+    def float_modules(self) -> tuple[str, ...]:
         """The k-means assignments and the mask logits: a flip there moves all that follows."""
         return ("decoder.blocks.?", "decoder.predictor")
 
@@ -134,7 +134,7 @@ class ReMaX(nn.Module):
             **{f"decoder.blocks.{i}": block for i, block in enumerate(self.decoder.blocks)},
         }
 
-    def stages(self, images: Tensor) -> dict[str, Tensor]:
+    def decisions(self, images: Tensor) -> dict[str, Tensor]:
         """What decides in between: every block's best slot of each pixel, by the node that computes it."""
         return {f"decoder.blocks.{i}/ArgMax": block.slots for i, block in enumerate(self(images).blocks)}
 
