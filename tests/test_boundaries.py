@@ -14,6 +14,7 @@ import tomllib
 
 from vitkit.devices.wheel import runtime_wheel
 from vitkit.runtimes.engine import RUNTIMES
+from vitkit.runtimes.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {"runtimes": 0, "calibration": 1, "exporters": 2, "toolkit": 3}
@@ -145,8 +146,9 @@ def test_no_packages_import_each_other_in_a_circle():
 def test_devices_get_exactly_what_a_bench_there_imports():
     graph = import_graph()
     needed, waiting = set(), ["vitkit.devices.agent", "vitkit.devices.worker"]
-    # The runtime of each target is imported by its name.
+    # The runtime of each target and the decoding of each task are imported by their names.
     waiting += [runtime.module for runtime in RUNTIMES.values()]
+    waiting += [task.decode for task in TASKS.values()]
     while waiting:
         module = waiting.pop()
         if module not in needed:
