@@ -41,10 +41,8 @@ def find_masks(
     steep_rows = np.asarray(rows[:, steep].any(axis=1))
     threshold = parameters.mask_threshold
     below, above = (values.dtype.type(threshold * (1 + sign * slack)) for sign in (-1, 1))
-    masks, unsettled = (
-        BinaryMasks(len(candidates.slots), (len(rows), len(columns))),
-        [np.zeros((0, 2), np.intp)],
-    )
+    masks = BinaryMasks(len(candidates.slots), (len(rows), len(columns)))
+    unsettled = []
     for y, x, shares in softmax_tiles(values, candidates.slots, rows, columns):
         inside = shares > above
         near = ((shares > below) != inside).any(axis=0) | steep_rows[y : y + shares.shape[1], None]
@@ -76,7 +74,7 @@ def _undecided(
     scores = ordering_scores(candidates, masks, parameters.mask_power)
     # An error of x in the odds moves a share p by x p (1 - p); 1e-5 is for the sums.
     error = slack * (1 - np.minimum(masks.means(), 1)) + 1e-5
-    error *= abs(parameters.mask_power) * scores
+    error *= parameters.mask_power * scores
     undecided = np.zeros(len(scores), np.bool_)
     close = np.abs(scores[:, None] - scores) < error[:, None] + error
     for i, j in np.argwhere(np.triu(close, 1)):

@@ -36,9 +36,8 @@ def find_masks(
     `logits` (N, h, w) of all slots; `rows` (height, h) and `columns` (width, w) resize them to the image.
     """
     values, others = _split(logits, candidates.slots, rows, columns)
-    every = np.arange(len(candidates.slots))
-    masks = BinaryMasks(len(every), (len(rows), len(columns)))
-    for y, x, shares in softmax_tiles(values, every, rows, columns, others.sums):
+    masks = BinaryMasks(len(candidates.slots), (len(rows), len(columns)))
+    for y, x, shares in softmax_tiles(values, slice(None), rows, columns, others.sums):
         masks.add_tile(y, x, shares > np.float32(parameters.mask_threshold), shares)
     return masks
 

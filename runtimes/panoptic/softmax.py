@@ -26,7 +26,7 @@ TILE = 704
 
 def softmax_tiles(
     values: Floats,
-    slots: NDArray[np.intp],
+    slots: NDArray[np.intp] | slice,
     rows: Float64,
     columns: Float64,
     other_sums: Callable[[int, int, Size], Floats] | None = None,
@@ -36,7 +36,7 @@ def softmax_tiles(
     `values` (h, C, w) are logits less any number that all slots of a place share, and small enough for their
     exponentials. The softmax is over these C slots; `other_sums(y, x, size)` adds the exponentials of more.
     """
-    strips = row_strips(rows, values.dtype)
+    strips, count = row_strips(rows, values.dtype), len(np.arange(values.shape[1])[slots])
     taps = max(run.high - strip[0].low for strip in strips for run in strip)
     for x in range(0, len(columns), TILE):
         bands = column_bands(columns[x : x + TILE], values.dtype)
@@ -49,7 +49,7 @@ def softmax_tiles(
             high = max(run.high for run in strip)
             interpolate_columns(values[low:high], bands, across[: high - low])
             others = other_sums(y, x, (height, width)) if other_sums else np.zeros((height, 1), values.dtype)
-            shares = np.empty((len(slots), height, width), values.dtype)
+            shares = np.empty((count, height, width), values.dtype)
             for run in strip:
                 part = slice(run.start - y, run.stop - y)
                 first = _exponentials(run.weights, across[run.low - low : run.high - low], terms)
@@ -64,7 +64,7 @@ def _exponentials(weights: Floats, values: Floats, out: Floats) -> Floats:
     return np.exp(out, out=out)
 
 
-def _softmax_of_run(terms: Floats, slots: NDArray[np.intp], others: Floats, out: Floats) -> None:
+def _softmax_of_run(terms: Floats, slots: NDArray[np.intp] | slice, others: Floats, out: Floats) -> None:
     """First terms and ratios (1 or 2, C, w) -> softmax of the chosen slots (slots, rows, w) in a run."""
     term, ratio = terms[0], terms[-1]
     ones = np.ones(len(term), term.dtype)

@@ -21,8 +21,8 @@ from vitkit.runtimes import (
     read_artifact,
 )
 from vitkit.runtimes.card import CARD_FILE, FORMAT, read_card, write_card
-from vitkit.runtimes.decode import decoder
 from vitkit.runtimes.image import prepare
+from vitkit.runtimes.tasks import decoder
 
 NAMES = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=8)
 
