@@ -183,7 +183,7 @@ def _run_tiny_engine(target: str) -> None:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         (Path(folder) / card.engine).write_bytes(_TINY[target][1])
         write_card(card, Path(folder))
-        with open_engine(folder, threads=1) as engine:
+        with open_engine(folder, task="classification", threads=1) as engine:
             found = engine(image).label
     if found != "11":
         raise ArithmeticError(f"the tiny engine answers class {found}, not 11")
