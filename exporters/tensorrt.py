@@ -12,7 +12,15 @@ from vitkit.calibration.dataset import CalibrationSet
 from vitkit.exporters import onnx as to_onnx
 from vitkit.exporters.half import to_half
 from vitkit.exporters.source import Source
-from vitkit.runtimes.card import Artifact, ImageSpec, ModelCard, check_files, read_artifact, sha256, write_card
+from vitkit.runtimes.card import (
+    Artifact,
+    ImageSpec,
+    ModelCard,
+    check_files,
+    read_artifact,
+    sha256,
+    write_card,
+)
 from vitkit.runtimes.engine import Engine, open_engine, runtime_module
 from vitkit.runtimes.errors import BadRequest, ExportFailed
 from vitkit.runtimes.files import atomic_folder, check_output_folder

@@ -13,22 +13,19 @@ class VitkitError(Exception):
 class MissingBackend(VitkitError):
     """A vendor package is not installed, or does not load here.
 
-    `remedy` is the command that fixes it, by default the installation of the extra.
+    `remedy` is what fixes it, None if that is the installation of the extra.
     """
 
     def __init__(self, package: str, extra: str, cause: object = None, remedy: str | None = None) -> None:
-        self.package, self.extra = package, extra
+        self.package, self.extra, self.remedy = package, extra, remedy
         # As text: a cause may hold anything, and this error must survive pickling.
         self.cause = str(cause) if cause else None
-        self.remedy = remedy or f"pip install 'vitkit[{extra}]'"
-        super().__init__(package, extra, self.cause, self.remedy)
+        super().__init__(package, extra, self.cause, remedy)
 
     def __str__(self) -> str:
         reason = f" ({self.cause})" if self.cause else ""
-        return (
-            f"the package {self.package!r} is needed and cannot be imported{reason}; "
-            f"install it with: {self.remedy}"
-        )
+        remedy = self.remedy or f"install it with: pip install 'vitkit[{self.extra}]'"
+        return f"the package {self.package!r} is needed and cannot be imported{reason}; {remedy}"
 
 
 class BadArtifact(VitkitError):

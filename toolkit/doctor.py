@@ -149,9 +149,8 @@ def _target(target: str, runtime: Runtime, requirements: list[_Requirement]) -> 
     try:
         _run_tiny_engine(target)
     except Exception as error:
-        return Finding(
-            name, False, f"{package} {version} imports but fails to run: {_cause(error)}", reinstall
-        )
+        remedy = getattr(error, "remedy", None) or reinstall
+        return Finding(name, False, f"{package} {version} imports but fails to run: {_cause(error)}", remedy)
     return Finding(name, True, f"{package} {version} runs a tiny engine")
 
 
