@@ -12,7 +12,15 @@ from vitkit.calibration.dataset import CalibrationSet
 from vitkit.exporters import onnx as to_onnx
 from vitkit.exporters.half import to_half
 from vitkit.exporters.source import Source
-from vitkit.runtimes.card import Artifact, ImageSpec, ModelCard, read_artifact, sha256, write_card
+from vitkit.runtimes.card import (
+    Artifact,
+    ImageSpec,
+    ModelCard,
+    check_files,
+    read_artifact,
+    sha256,
+    write_card,
+)
 from vitkit.runtimes.engine import Engine, open_engine, runtime_module
 from vitkit.runtimes.errors import BadRequest, ExportFailed
 from vitkit.runtimes.files import atomic_folder, check_output_folder
@@ -119,7 +127,8 @@ def write_twin(artifact: Artifact, folder: Path, shapes: Mapping[str, tuple[int 
     to_onnx.write_twin(package, folder, shapes)
     if artifact.card.engine == PLAN_FILE:
         runtime = runtime_module("tensorrt")
-        plan = runtime.compile_engine(Artifact(folder, artifact.card), runtime.machine())
+        graph = (folder / GRAPH_FILE).read_bytes()
+        plan = runtime.compile_engine(artifact, graph, runtime.machine())
         (folder / PLAN_FILE).write_bytes(plan)
 
 
@@ -143,10 +152,11 @@ def build(path: Path, out: Path | None = None, *, cuda_graph: bool = False) -> t
     check_output_folder(out, inputs=[path])
     runtime = runtime_module("tensorrt")
     here = runtime.machine()
+    graph = check_files(path, artifact.card, keep=(GRAPH_FILE,))[GRAPH_FILE]
     with atomic_folder(out) as folder:
         for name in set(artifact.card.files) - {PLAN_FILE}:
             shutil.copy(path / name, folder)
-        (folder / PLAN_FILE).write_bytes(runtime.compile_engine(artifact, here))
+        (folder / PLAN_FILE).write_bytes(runtime.compile_engine(artifact, graph, here))
         built = {"built": here._asdict(), "cuda_graph": cuda_graph}
         card = replace(
             artifact.card,

@@ -106,10 +106,15 @@ class Artifact:
         return self.path / self.card.engine
 
     @property
+    def engine_files(self) -> list[str]:
+        """Names of the files that hold the engine, weights included: all of the engine file's stem."""
+        stem = f"{Path(self.card.engine).stem}."
+        return [name for name in self.card.files if name == self.card.engine or name.startswith(stem)]
+
+    @property
     def size_bytes(self) -> int:
         """Bytes of the engine itself, weights included, card and golden excluded."""
-        stem = Path(self.card.engine).stem
-        return sum((self.path / name).stat().st_size for name in self.card.files if Path(name).stem == stem)
+        return sum((self.path / name).stat().st_size for name in self.engine_files)
 
     def hashes(self) -> dict[str, str]:
         """Hex SHA-256 of every file that the card lists; computed where a card written by hand has none."""
@@ -403,33 +408,49 @@ def _is_file_name(name: str) -> bool:
     return short and text_problem(name) is None and not set(name) & set("/\\:*?[]") and name.strip(". ") != ""
 
 
-def check_files(folder: Path, card: ModelCard) -> None:
-    """Compare every file with its hash in the card; raises BadArtifact naming each mismatch."""
-    wrong = [
-        problem
-        for name, expected in card.files.items()
-        if (problem := _file_problem(folder / name, expected))
-    ]
+def check_files(folder: Path, card: ModelCard, keep: Collection[str] = ()) -> dict[str, bytes]:
+    """Compare every file with its hash in the card; raises BadArtifact naming each mismatch.
+
+    Returns the contents of the files named in `keep`: the very bytes that were compared, since a file may be
+    replaced before it is read again.
+    """
+    kept, wrong = {}, []
+    for name, expected in card.files.items():
+        try:
+            content = _verified(folder / name, expected, keep=name in keep)
+        except ValueError as error:
+            wrong.append(f"{name} {error}")
+        else:
+            if content is not None:
+                kept[name] = content
     stem = f"{Path(card.engine).stem}."
     beside = {path.name for path in folder.iterdir()} if card.engine else set()
     unlisted = sorted(name for name in beside - set(card.files) if name.startswith(stem))
     wrong += [f"{name} is not in the card" for name in unlisted[:MAX_FILES]]
     if wrong:
         raise BadArtifact(f"{folder} is not what was exported: {'; '.join(wrong)}. Export or copy it again")
+    return kept
 
 
-def _file_problem(path: Path, expected: str | None) -> str | None:
+def _verified(path: Path, expected: str | None, *, keep: bool) -> bytes | None:
+    """A file's bytes, or None unless `keep`; raises ValueError saying how it differs from what is expected."""
     try:
         with open_file(path, MAX_ENGINE_BYTES) as file:
-            size = os.fstat(file.fileno()).st_size
-            found = _digest(file) if expected is not None else None
+            size, found = os.fstat(file.fileno()).st_size, None
+            content = file.read(size + 1) if keep else None
+            if expected is not None:
+                found = _digest(file) if content is None else hashlib.sha256(content).hexdigest()
     except FileNotFoundError:
-        return f"{path.name} is missing"
+        raise ValueError("is missing") from None
     except OSError as error:
-        return f"{path.name} cannot be read: {error}"
-    if found is None or expected is None or found == expected:
-        return None
-    return f"{path.name} ({size} bytes) has SHA-256 {found[:8]}..., not {expected[:8]}..."
+        raise ValueError(f"cannot be read: {error}") from None
+    except MemoryError:
+        raise ValueError("is larger than the free memory") from None
+    if expected is not None and found != expected:
+        raise ValueError(f"({size} bytes) has SHA-256 {str(found)[:8]}..., not {expected[:8]}...")
+    if content is not None and len(content) != size:
+        raise ValueError("changes while it is read")
+    return content
 
 
 def read_artifact(path: str | Path) -> Artifact:
@@ -437,6 +458,18 @@ def read_artifact(path: str | Path) -> Artifact:
 
     Raises BadArtifact for a folder that is no artifact, is damaged, or is a training run.
     """
+    artifact = _read_artifact(path)
+    check_files(artifact.path, artifact.card)
+    return artifact
+
+
+def read_engine(path: str | Path) -> tuple[Artifact, dict[str, bytes]]:
+    """`read_artifact`, and the verified contents of the engine's files by name, for the vendor to open."""
+    artifact = _read_artifact(path)
+    return artifact, check_files(artifact.path, artifact.card, keep=artifact.engine_files)
+
+
+def _read_artifact(path: str | Path) -> Artifact:
     folder = Path(path)
     card = read_card(folder)
     if card.target == "torch":
@@ -446,5 +479,4 @@ def read_artifact(path: str | Path) -> Artifact:
         )
     if not card.engine:
         raise BadArtifact(f"{folder}: the card names no engine file")
-    check_files(folder, card)
     return Artifact(folder, card)

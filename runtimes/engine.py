@@ -2,43 +2,80 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, NoReturn, Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vitkit.runtimes.card import Artifact, ModelCard, TensorSpec, read_artifact
-from vitkit.runtimes.errors import BadArtifact, BadInput, BadRequest, DeviceError, MissingBackend
+from vitkit.runtimes.card import Artifact, ModelCard, TensorSpec, read_engine
+from vitkit.runtimes.errors import (
+    BadArtifact,
+    BadInput,
+    BadRequest,
+    DeviceError,
+    MissingBackend,
+    RunFailed,
+    VitkitError,
+)
 from vitkit.runtimes.image import check_image, placement, prepare_batch, read_image
-from vitkit.runtimes.tasks import Decoder, decoder
+from vitkit.runtimes.lifetime import Lifetime
+from vitkit.runtimes.tasks import TASKS, Decoder, decoder
+
+if TYPE_CHECKING:
+    # Known to type checkers alone: what an engine without a stated task returns.
+    from typing_extensions import TypeVar
+
+    from vitkit.runtimes.classification import Classification
+    from vitkit.runtimes.panoptic import Panoptic
+
+    Result_co = TypeVar("Result_co", covariant=True, default=Classification | Panoptic)
+else:
+    from typing import TypeVar
+
+    Result_co = TypeVar("Result_co", covariant=True)
 
 Feeds = Mapping[str, NDArray[Any]]
 Outputs = dict[str, NDArray[Any]]
+Image = NDArray[Any] | str | Path
+ImageT = TypeVar("ImageT", bound=Image)
 MAX_THREADS = 1024
 
 
 class Session(Protocol):
     """The vendor's object behind one method.
 
-    `settings` are the vendor options in force, for reports. A session must be safe to call from several
-    threads, and the arrays it returns are the caller's.
+    `settings` are the vendor's options in force, for reports. `plan` is the file of a TensorRT engine, for
+    TensorRT's own tools. A session must be safe to call from several threads, and the arrays it returns are
+    the caller's.
     """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     settings: dict[str, Any]
+    plan: Path | None = None
 
     def run(self, feeds: Feeds) -> Outputs:
-        """Run the network on checked feeds."""
+        """Run the network on checked feeds; raises whatever the vendor raises."""
+        ...
+
+    def operators(self) -> Counter[tuple[str, str]]:
+        """(operator, precision) -> count, as the vendor executes them; empty if the vendor does not list them."""
         ...
 
     def close(self) -> None:
         """Free the vendor's memory."""
         ...
+
+    def __reduce__(self) -> NoReturn:
+        raise BadRequest(_NO_COPY)
+
+
+_NO_COPY = "an open engine cannot be pickled or copied; pass on its folder, and open it there with vitkit.open_engine"
 
 
 class Runtime(NamedTuple):
@@ -71,30 +108,34 @@ def runtime_module(target: str) -> Any:
     runtime = RUNTIMES[target]
     try:
         return import_module(runtime.module)
-    except ImportError as error:
-        raise MissingBackend(runtime.package, runtime.extra, error) from None
+    except VitkitError:
+        raise
+    # A damaged or mismatched binary raises anything from OSError to SystemError.
+    except Exception as error:
+        raise MissingBackend(runtime.package, runtime.extra, error) from error
 
 
-def check_device(target: str, device: str | None) -> None:
-    """Raises DeviceError for a device that no engine of a target runs on, whatever the machine has."""
+def check_device(target: str, device: str | None) -> str:
+    """The one spelling of a device of a target's engines: in lower case, the target's own if none is named.
+
+    Raises DeviceError for a device that no engine of the target runs on, whatever the machine has.
+    """
     runtime = RUNTIMES.get(target)
-    if runtime and runtime.sole and device not in (None, runtime.device):
+    own = runtime.device if runtime else "cpu"
+    found = own if device is None else device.lower()
+    if runtime and runtime.sole and found != own:
         raise DeviceError(
-            f"{target} engines have no device {device!r}, they run on {runtime.device} alone; "
+            f"{target} engines have no device {device!r}, they run on {own} alone; "
             "name none, which means that one"
         )
+    return found
 
 
-def _open_session(artifact: Artifact, threads: int | None, device: str | None) -> Session:
-    target = artifact.card.target
-    if target not in RUNTIMES:
-        raise BadArtifact(
-            f"{artifact.path} is compiled for {target!r}; this vitkit runs {', '.join(RUNTIMES)}: "
-            "upgrade it with: pip install --upgrade vitkit"
-        )
-    check_device(target, device)
-    session: Session = runtime_module(target).open_session(
-        artifact, threads=threads, device=device or RUNTIMES[target].device
+def _open_session(
+    artifact: Artifact, files: Mapping[str, bytes], threads: int | None, device: str
+) -> Session:
+    session: Session = runtime_module(artifact.card.target).open_session(
+        artifact, files, threads=threads, device=device
     )
     return session
 
@@ -120,18 +161,23 @@ def _check_against_card(session: Session, card: ModelCard, path: Path) -> None:
         raise BadArtifact(f"{path}: the card does not describe this engine ({' and '.join(wrong)})")
 
 
-class Engine:
-    """A network ready to run; made by `open_engine`, closed by `with` or `close`."""
+class Engine(Generic[Result_co]):
+    """A network ready to run; made by `open_engine`, closed by `with` or `close`.
 
-    def __init__(self, artifact: Artifact, session: Session, decode: Decoder) -> None:
+    `device` is what it computes on, in lower case. Threads may share an engine. It can be neither pickled nor
+    copied, and in a forked child it refuses to run: each process opens its own.
+    """
+
+    def __init__(self, artifact: Artifact, session: Session, decode: Decoder, device: str) -> None:
         self.artifact = artifact
         self.session = session
+        self.device = device
         self._decode = decode
+        self._lifetime = Lifetime(session, artifact.path)
         self._checks = tuple(
             (spec.name, np.dtype(spec.dtype), spec.shape, spec.dtype.startswith("float"))
             for spec in artifact.card.inputs
         )
-        self._closed = False
 
     @property
     def card(self) -> ModelCard:
@@ -146,11 +192,12 @@ class Engine:
     def run(self, feeds: Feeds) -> Outputs:
         """Run on raw input tensors by name, as the card's `inputs` describe them.
 
+        Outputs come as the vendor returns them: they may hold NaN or infinite values, which `decode` refuses.
+
         Raises BadInput for a missing or unknown name, a wrong type, dtype or shape, and for floats that
-        are not finite; BadRequest after `close`.
+        are not finite; BadRequest after `close` and in a forked child; RunFailed if the vendor fails.
         """
-        if self._closed:
-            raise BadRequest(self._closed_text)
+        self._lifetime.check()
         if not isinstance(feeds, Mapping):
             raise BadInput(f"feeds are a {type(feeds).__name__}; wanted a dictionary of arrays by name")
         for name, dtype, shape, floating in self._checks:
@@ -166,11 +213,32 @@ class Engine:
                 raise BadInput(self._explain(feeds))
         if len(feeds) != len(self._checks):
             raise BadInput(self._explain(feeds))
-        return self.session.run(feeds)
+        call = object()
+        try:
+            self._lifetime.enter(call)
+            return self.session.run(feeds)
+        except VitkitError:
+            raise
+        # Vendors raise types of their own, RuntimeError, ValueError and MemoryError.
+        except Exception as error:
+            raise RunFailed(
+                f"the engine of {self.artifact.path} failed while it ran: {type(error).__name__}: "
+                f"{str(error).strip()}"
+            ) from error
+        finally:
+            self._lifetime.leave(call)
 
-    @property
-    def _closed_text(self) -> str:
-        return f"the engine of {self.artifact.path} is closed; open it again"
+    def operators(self) -> Counter[tuple[str, str]]:
+        """(operator, precision) -> count, as the vendor executes them; empty if the vendor does not list them.
+
+        Raises BadRequest after `close` and in a forked child.
+        """
+        call = object()
+        try:
+            self._lifetime.enter(call)
+            return self.session.operators()
+        finally:
+            self._lifetime.leave(call)
 
     def _explain(self, feeds: Feeds) -> str:
         wanted = {spec.name: spec for spec in self.card.inputs}
@@ -197,14 +265,20 @@ class Engine:
             raise BadInput("images must be a list of at least one array")
         return prepare_batch(images, self.card.image)
 
+    @overload
+    def __call__(self, image: Image) -> Result_co: ...
+
+    @overload
+    def __call__(self, image: list[ImageT] | tuple[ImageT, ...]) -> list[Result_co]: ...
+
     def __call__(self, image: Any) -> Any:
         """Run on one image, or a list of them, and decode.
 
         An image is a (H, W, 3) uint8 RGB array of any size, or the path of an image file. Returns the
-        task's result (`Classification`, `Panoptic`), or a list of results for a list. Raises BadInput.
+        task's result (`Classification`, `Panoptic`), or a list of results for a list. Raises BadInput, and
+        what `run` and `decode` raise.
         """
-        if self._closed:
-            raise BadRequest(self._closed_text)
+        self._lifetime.check()
         if isinstance(image, (list, tuple)):
             if not image:
                 raise BadInput("the list of images is empty")
@@ -216,13 +290,32 @@ class Engine:
     def _photo(self, image: Any, what: str) -> NDArray[np.uint8]:
         return read_image(image) if isinstance(image, (str, Path)) else check_image(image, what)
 
-    def decode(self, outputs: Outputs, photos: Sequence[NDArray[np.uint8]]) -> list[Any]:
-        """Outputs whose first dimension goes over `photos` -> one result of the card's task for each."""
+    def decode(self, outputs: Outputs, photos: Sequence[NDArray[np.uint8]]) -> list[Result_co]:
+        """Outputs whose first dimension goes over `photos` -> one result of the card's task for each.
+
+        Raises RunFailed for outputs with NaN or infinite values, used by the task or not.
+        """
+        for name, value in outputs.items():
+            self._check_finite(name, value)
         places = (placement(photo.shape[0], photo.shape[1], self.card.image) for photo in photos)
         return [
             self._decode({name: value[i] for name, value in outputs.items()}, self.card, place)
             for i, place in enumerate(places)
         ]
+
+    def _check_finite(self, name: str, value: NDArray[Any]) -> None:
+        if value.dtype.kind != "f" or np.isfinite(value).all():
+            return
+        count = value.size - int(np.isfinite(value).sum())
+        remedy = (
+            "; float16 ends at 65504: export it again with --precision fp32"
+            if self.card.precision == "fp16"
+            else ""
+        )
+        raise RunFailed(
+            f"the engine of {self.artifact.path} returned {count} NaN or infinite values of {value.size} in "
+            f"its output {name!r}{remedy}"
+        )
 
     def run_batched(self, inputs: NDArray[Any]) -> Outputs:
         """Run any number of prepared inputs through an engine of fixed or free batch size.
@@ -245,18 +338,24 @@ class Engine:
         return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
     def close(self) -> None:
-        """Free the engine; closing twice is harmless."""
-        if not self._closed:
-            self._closed = True
-            self.session.close()
+        """Free the engine once the calls that run in other threads have ended; closing twice is harmless.
 
-    def __enter__(self) -> Engine:
+        Raises BadRequest in a forked child of the process that opened it, which must not free it.
+        """
+        self._lifetime.close()
+
+    def __enter__(self) -> Engine[Result_co]:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        # What ended the block in a forked child is the better error, and its exit must stay its exit.
+        if not (self._lifetime.inherited and error is not None):
+            self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise BadRequest(_NO_COPY)
 
 
 def check_threads(threads: int | None) -> None:
@@ -265,37 +364,88 @@ def check_threads(threads: int | None) -> None:
         raise BadRequest(f"threads is {threads!r}; it must be a whole number from 1 to {MAX_THREADS}")
 
 
+@overload
 def open_engine(
     path: str | Path,
     *,
+    task: None = None,
     threads: int | None = None,
     device: str | None = None,
     decode: Mapping[str, Any] | None = None,
-) -> Engine:
+) -> Engine: ...
+
+
+@overload
+def open_engine(
+    path: str | Path,
+    *,
+    task: Literal["classification"],
+    threads: int | None = None,
+    device: str | None = None,
+    decode: Mapping[str, Any] | None = None,
+) -> Engine[Classification]: ...
+
+
+@overload
+def open_engine(
+    path: str | Path,
+    *,
+    task: Literal["panoptic"],
+    threads: int | None = None,
+    device: str | None = None,
+    decode: Mapping[str, Any] | None = None,
+) -> Engine[Panoptic]: ...
+
+
+def open_engine(
+    path: str | Path,
+    *,
+    task: str | None = None,
+    threads: int | None = None,
+    device: str | None = None,
+    decode: Mapping[str, Any] | None = None,
+) -> Any:
     """Open an artifact folder for running.
 
+    `task` is what the app expects the engine to do: `"classification"` or `"panoptic"`. An engine for
+    another task is refused, and type checkers know which result a call returns.
     `threads` are CPU threads of one run (default: the vendor's choice: one for TFLite, else usually every
     core). `device` is a device that the vendor offers here (`gpu`, `npu` for OpenVINO; `cuda` for ONNX
-    Runtime); by default `cpu`, and `cuda` for TensorRT. A TensorRT package is built first, which takes
-    minutes, unless this machine has kept its engine.
+    Runtime), in any case; by default `cpu`, and `cuda` for TensorRT. A TensorRT package is built first,
+    which takes minutes, unless this machine has kept its engine.
     `decode` are options of the task's decoding: `{"top": 3}` of classification, `{"fast": True}` of
     panoptic segmentation.
 
-    Raises BadArtifact where the folder is damaged, foreign or newer; MissingBackend where the vendor's
-    package is not installed; DeviceError where the device is absent or cannot run this engine.
+    The engine's files are read once: what was compared with the card's hashes is what runs, and the files
+    may change or vanish afterwards.
+
+    Raises BadArtifact if the folder is damaged, foreign or newer; MissingBackend if the vendor's package is
+    not installed; DeviceError if the device is absent or cannot run this engine; BadRequest for options out
+    of range and for an engine of another task.
     """
     check_threads(threads)
     if not isinstance(path, (str, Path)):
         raise BadRequest(f"the artifact is a {type(path).__name__}; name its folder as text or a Path")
     if device is not None and not isinstance(device, str):
         raise BadRequest(f"device is {device!r}; it must be a name such as 'cpu'")
-    artifact = read_artifact(path)
-    decoding = decoder(artifact.card, decode)
-    _check_image(artifact.card, artifact.path)
-    session = _open_session(artifact, threads, device)
+    if task is not None and not (isinstance(task, str) and task in TASKS):
+        raise BadRequest(f"task is {task!r}; known are {', '.join(TASKS)}")
+    artifact, files = read_engine(path)
+    card = artifact.card
+    if task not in (None, card.task):
+        raise BadRequest(f"{artifact.path} is an engine for {card.task}, not for {task}")
+    decoding = decoder(card, decode)
+    _check_image(card, artifact.path)
+    if card.target not in RUNTIMES:
+        raise BadArtifact(
+            f"{artifact.path} is compiled for {card.target!r}; this vitkit runs {', '.join(RUNTIMES)}: "
+            "upgrade it with: pip install --upgrade vitkit"
+        )
+    device = check_device(card.target, device)
+    session = _open_session(artifact, files, threads, device)
     try:
-        _check_against_card(session, artifact.card, artifact.path)
+        _check_against_card(session, card, artifact.path)
     except BadArtifact:
         session.close()
         raise
-    return Engine(artifact, session, decoding)
+    return Engine(artifact, session, decoding, device)

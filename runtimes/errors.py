@@ -4,18 +4,28 @@ from __future__ import annotations
 
 
 class VitkitError(Exception):
-    """Base of all user-facing errors: says what is wrong, with which value, and what mends it."""
+    """Base of all user-facing errors: what is wrong, with which value, and what fixes it.
+
+    Each survives pickling, so that it arrives from another process: `args` are what its class takes.
+    """
 
 
 class MissingBackend(VitkitError):
-    """A vendor package is not installed, or does not load here."""
+    """A vendor package is not installed, or does not load here.
 
-    def __init__(self, package: str, extra: str, cause: object = None) -> None:
-        reason = f" ({cause})" if cause else ""
-        super().__init__(
-            f"the package {package!r} is needed and cannot be imported{reason}; "
-            f"install it with: pip install 'vitkit[{extra}]'"
-        )
+    `remedy` is what fixes it, None if that is the installation of the extra.
+    """
+
+    def __init__(self, package: str, extra: str, cause: object = None, remedy: str | None = None) -> None:
+        self.package, self.extra, self.remedy = package, extra, remedy
+        # As text: a cause may hold anything, and this error must survive pickling.
+        self.cause = str(cause) if cause else None
+        super().__init__(package, extra, self.cause, remedy)
+
+    def __str__(self) -> str:
+        reason = f" ({self.cause})" if self.cause else ""
+        remedy = self.remedy or f"install it with: pip install 'vitkit[{self.extra}]'"
+        return f"the package {self.package!r} is needed and cannot be imported{reason}; {remedy}"
 
 
 class BadArtifact(VitkitError):
@@ -36,3 +46,7 @@ class ExportFailed(VitkitError):
 
 class DeviceError(VitkitError):
     """The device asked for is absent or cannot run this engine."""
+
+
+class RunFailed(VitkitError):
+    """An engine failed while it ran, or returned NaN or infinite values. `__cause__` is the vendor's error."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import onnxruntime
 
 from vitkit.runtimes.card import Artifact, TensorSpec
-from vitkit.runtimes.engine import Feeds, Outputs
+from vitkit.runtimes.engine import Feeds, Outputs, Session
 from vitkit.runtimes.errors import BadArtifact, DeviceError
 
 _DTYPES = {
@@ -17,6 +21,9 @@ _DTYPES = {
     "tensor(float16)": "float16",
     "tensor(float)": "float32",
 }
+# The first ONNX Runtime that reads files of an IR version and of an opset; found by trying 1.20 to 1.31.
+_READS_IR = {10: "1.20", 11: "1.23", 13: "1.24"}
+_READS_OPSET = {21: "1.20", 22: "1.21", 23: "1.23", 25: "1.24", 26: "1.25"}
 
 
 def _spec(node: Any) -> TensorSpec:
@@ -24,7 +31,7 @@ def _spec(node: Any) -> TensorSpec:
     return TensorSpec(node.name, shape, _DTYPES.get(node.type, node.type))
 
 
-class OnnxSession:
+class OnnxSession(Session):
     """One ONNX Runtime session; its own calls are thread-safe."""
 
     def __init__(self, session: Any, settings: dict[str, Any]) -> None:
@@ -38,13 +45,22 @@ class OnnxSession:
         """Run the network on checked feeds."""
         return dict(zip(self._names, self._session.run(self._names, feeds), strict=True))
 
+    def operators(self) -> Counter[tuple[str, str]]:
+        """Empty: ONNX Runtime lists its operators to nobody."""
+        return Counter()
+
     def close(self) -> None:
         """Drop the session, which frees its memory."""
         self._session = None
 
 
-def open_session(artifact: Artifact, *, threads: int | None, device: str) -> OnnxSession:
-    """Open `model.onnx` on the CPU, or on CUDA where this ONNX Runtime has it."""
+def open_session(
+    artifact: Artifact, files: Mapping[str, bytes], *, threads: int | None, device: str
+) -> OnnxSession:
+    """Open a graph on the CPU, or on CUDA if this ONNX Runtime has it.
+
+    Weights may be in other files of the engine's stem, such as `model.onnx.data` beside `model.onnx`.
+    """
     providers = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
     here = onnxruntime.get_available_providers()
     if providers.get(device) not in here:
@@ -52,6 +68,31 @@ def open_session(artifact: Artifact, *, threads: int | None, device: str) -> Onn
             f"ONNX Runtime has no device {device!r} here; it has "
             f"{', '.join(name for name, provider in providers.items() if provider in here)}"
         )
+    try:
+        # Without its fallback, which would go on with another provider than the one that was asked for.
+        session = onnxruntime.InferenceSession(
+            files[artifact.card.engine],
+            _options(artifact, files, threads),
+            providers=[providers[device]],
+            enable_fallback=0,
+        )
+    # The vendor raises a dozen unrelated types for files it cannot take.
+    except Exception as error:
+        raise BadArtifact(
+            f"ONNX Runtime {onnxruntime.__version__} cannot open {artifact.engine_path}: {error}"
+            f"{_remedy(str(error), onnxruntime.__version__)}"
+        ) from None
+    if session.get_providers()[0] != providers[device]:
+        raise DeviceError(
+            f"ONNX Runtime {onnxruntime.__version__} cannot use {providers[device]} here; use device 'cpu'"
+        )
+    # The vendor keeps them for its fallback: as much memory again as the weights.
+    session._model_bytes = None
+    settings = {"onnxruntime": onnxruntime.__version__, "provider": providers[device], "threads": threads}
+    return OnnxSession(session, settings)
+
+
+def _options(artifact: Artifact, files: Mapping[str, bytes], threads: int | None) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     if threads is not None:
@@ -59,14 +100,35 @@ def open_session(artifact: Artifact, *, threads: int | None, device: str) -> Onn
     # Fused into integer kernels, pairs of float16 scales compute something else than the graph says.
     if artifact.card.options.get("exact_qdq"):
         options.add_session_config_entry("session.disable_quant_qdq", "1")
-    try:
-        session = onnxruntime.InferenceSession(
-            str(artifact.engine_path), options, providers=[providers[device]]
+    # A graph from memory would take weights of other files from the current folder.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
+    weights = {name: content for name, content in files.items() if name != artifact.card.engine}
+    if weights and hasattr(options, "add_external_initializers_from_files_in_memory"):
+        sizes = [len(content) for content in weights.values()]
+        options.add_external_initializers_from_files_in_memory(list(weights), list(weights.values()), sizes)
+    return options
+
+
+def _remedy(text: str, version: str) -> str:
+    """What fixes a file that ONNX Runtime of a version refuses with a text; empty if only the text says it."""
+    if match := re.search(r"model IR version: (\d+), max supported", text):
+        return _upgrade(_READS_IR, int(match[1]), f"IR version {match[1]}", version)
+    if match := re.search(r"Opset (\d+) is under development", text):
+        return _upgrade(_READS_OPSET, int(match[1]), f"opset {match[1]}", version)
+    if "xternal" in text:
+        return (
+            ". The graph keeps weights in a file that is not listed in the card under the graph's own stem, or "
+            "this ONNX Runtime is older than 1.24: save the graph with its weights inside"
         )
-    # The vendor raises a dozen unrelated types for files it cannot take.
-    except Exception as error:
-        raise BadArtifact(
-            f"ONNX Runtime {onnxruntime.__version__} cannot open {artifact.engine_path}: {error}"
-        ) from None
-    settings = {"onnxruntime": onnxruntime.__version__, "provider": providers[device], "threads": threads}
-    return OnnxSession(session, settings)
+    return ""
+
+
+def _upgrade(table: Mapping[int, str], wanted: int, what: str, version: str) -> str:
+    enough = next((first for known, first in table.items() if known >= wanted), None)
+    if enough is None:
+        newest = max(_READS_OPSET)
+        return f". No ONNX Runtime that vitkit knows reads {what}: export it again with --opset {newest}"
+    return (
+        f". {what} needs ONNX Runtime {enough} or newer, here is {version}: "
+        f"pip install --upgrade 'onnxruntime>={enough}'"
+    )

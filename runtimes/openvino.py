@@ -6,19 +6,23 @@ import os
 import platform
 import threading
 from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openvino
 
 from vitkit.runtimes.card import Artifact, TensorSpec
-from vitkit.runtimes.engine import Feeds, Outputs
+from vitkit.runtimes.engine import Feeds, Outputs, Session
 from vitkit.runtimes.errors import BadArtifact, DeviceError
 
 _DTYPES = {"u8": "uint8", "i32": "int32", "i64": "int64", "f16": "float16", "f32": "float32"}
 _PRECISIONS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16"}
 _PRODUCTS = frozenset(("Convolution", "FullyConnected", "FullyConnectedQuantizedLegacy", "MatMul"))
 _CAPABILITY = {"f32": "FP32", "f16": "FP16", "bf16": "BF16"}
+# How the place of weights outside of an ONNX file begins in it: the key `location` of a tensor.
+_EXTERNAL = b"\x0a\x08location\x12"
 # The caps of `ONEDNN_MAX_CPU_ISA` under which nothing computes in half precision.
 _WITHOUT_AVX512 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI")
 _WITHOUT_HALF = (*_WITHOUT_AVX512, "AVX512_CORE", "AVX512_CORE_VNNI")
@@ -30,7 +34,7 @@ def _spec(port: Any) -> TensorSpec:
     return TensorSpec(port.any_name, shape, _DTYPES.get(dtype, dtype))
 
 
-class OpenVINOSession:
+class OpenVINOSession(Session):
     """One compiled model with one infer request; a lock lets threads take turns."""
 
     def __init__(self, compiled: Any, settings: dict[str, Any]) -> None:
@@ -113,7 +117,9 @@ def _choose_hint(device: str, able: list[str], hints: list[str], path: object) -
     )
 
 
-def open_session(artifact: Artifact, *, threads: int | None, device: str) -> OpenVINOSession:
+def open_session(
+    artifact: Artifact, files: Mapping[str, bytes], *, threads: int | None, device: str
+) -> OpenVINOSession:
     """Open `model.xml` for low latency, in the precision that the card's options name."""
     name, here = device.upper(), capabilities()
     if name not in here:
@@ -132,8 +138,15 @@ def open_session(artifact: Artifact, *, threads: int | None, device: str) -> Ope
     }
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
+    graph = files[artifact.card.engine]
+    weights = files.get(Path(artifact.card.engine).with_suffix(".bin").name, b"")
+    if artifact.engine_path.suffix == ".onnx" and _EXTERNAL in graph:
+        raise BadArtifact(
+            f"{artifact.engine_path} keeps weights in another file, which OpenVINO would read unchecked: "
+            "save the graph with its weights inside"
+        )
     try:
-        compiled = openvino.Core().compile_model(str(artifact.engine_path), name, settings)
+        compiled = openvino.Core().compile_model(graph, name, settings, weights=weights)
     # The vendor raises RuntimeError and its own subclasses for files it cannot take.
     except Exception as error:
         arm = artifact.card.precision == "int8" and platform.machine().lower() in ("aarch64", "arm64")

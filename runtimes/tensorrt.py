@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import re
 import sys
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ import numpy as np
 import tensorrt
 
 from vitkit.runtimes import cuda
-from vitkit.runtimes.card import Artifact, TensorSpec, sha256
-from vitkit.runtimes.engine import Feeds, Outputs
+from vitkit.runtimes.card import Artifact, TensorSpec
+from vitkit.runtimes.engine import Feeds, Outputs, Session
 from vitkit.runtimes.errors import BadArtifact, BadRequest, DeviceError, ExportFailed
 from vitkit.runtimes.files import user_folder, write_bytes
 from vitkit.runtimes.tensorrt_options import (
@@ -63,8 +64,9 @@ def cache_folder() -> Path:
     return user_folder("cache") / "tensorrt"
 
 
-def compile_engine(artifact: Artifact, here: Machine) -> bytes:
-    """An engine for this machine from the artifact's graph: minutes of work, fewer where timings are known.
+def compile_engine(artifact: Artifact, graph: bytes, here: Machine) -> bytes:
+    """An engine for this machine from a graph with the artifact's options: minutes of work, fewer where timings
+    are known.
 
     Raises DeviceError where the package is for another version of TensorRT, ExportFailed where TensorRT
     cannot build it.
@@ -75,7 +77,7 @@ def compile_engine(artifact: Artifact, here: Machine) -> bytes:
     builder = tensorrt.Builder(log)
     network = builder.create_network(_network_flags(options))
     parser = tensorrt.OnnxParser(network, log)
-    if not parser.parse((artifact.path / GRAPH_FILE).read_bytes()):
+    if not parser.parse(graph):
         reasons = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
         raise ExportFailed(f"TensorRT {here.tensorrt} cannot parse {artifact.path / GRAPH_FILE}: {reasons}")
     config = _config(builder, options)
@@ -139,17 +141,16 @@ def _use_timings(config: Any, file: Path) -> None:
         config.set_timing_cache(config.create_timing_cache(b""), False)
 
 
-def cached_engine(artifact: Artifact, here: Machine) -> tuple[bytes, Path]:
+def cached_engine(artifact: Artifact, graph: bytes, here: Machine) -> tuple[bytes, Path]:
     """The engine of a package for this machine and the file that keeps it; built where there is none yet."""
-    graph = artifact.path / GRAPH_FILE
-    digest = artifact.card.files.get(GRAPH_FILE) or sha256(graph)
+    digest = hashlib.sha256(graph).hexdigest()
     file = cache_folder() / f"{engine_key(digest, read_options(artifact), here)}.plan"
     if not file.is_file():
-        write_bytes(file, compile_engine(artifact, here))
+        write_bytes(file, compile_engine(artifact, graph, here))
     return file.read_bytes(), file
 
 
-class TensorRTSession:
+class TensorRTSession(Session):
     """One engine with one execution context and one stream; a lock lets threads take turns.
 
     `plan` is the file that holds the engine.
@@ -250,15 +251,17 @@ class TensorRTSession:
             self._runtime = None
 
 
-def open_session(artifact: Artifact, *, threads: int | None, device: str) -> TensorRTSession:
+def open_session(
+    artifact: Artifact, files: Mapping[str, bytes], *, threads: int | None, device: str
+) -> TensorRTSession:
     """Open a built engine; or a package, whose engine is built first unless this machine has kept it."""
     if threads is not None:
         raise BadRequest(f"threads is {threads}; TensorRT computes on the GPU: leave it out")
     here = machine()
     check_machine(artifact, here)
     if read_built(artifact) is None:
-        plan, file = cached_engine(artifact, here)
+        plan, file = cached_engine(artifact, files[artifact.card.engine], here)
     else:
-        plan, file = artifact.engine_path.read_bytes(), artifact.engine_path
+        plan, file = files[artifact.card.engine], artifact.engine_path
     settings = {**here._asdict(), "cuda_graph": artifact.card.options.get("cuda_graph") is True}
     return TensorRTSession(artifact, plan, file, settings)

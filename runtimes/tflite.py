@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
@@ -11,15 +12,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitkit.runtimes.card import Artifact, TensorSpec
-from vitkit.runtimes.engine import Feeds, Outputs
-from vitkit.runtimes.errors import BadArtifact
+from vitkit.runtimes.engine import Feeds, Outputs, Session
+from vitkit.runtimes.errors import BadArtifact, MissingBackend
 
 try:
     from ai_edge_litert.interpreter import Interpreter
 
     PACKAGE = "ai-edge-litert"
-except ImportError:
-    from tflite_runtime.interpreter import Interpreter
+except ImportError as _newer:
+    try:
+        from tflite_runtime.interpreter import Interpreter
+    except ModuleNotFoundError:
+        raise _newer from None
+    # Its releases are built for NumPy 1; beside NumPy 2 they raise either of these.
+    except (ImportError, SystemError) as _older:
+        if np.lib.NumpyVersion(np.__version__) < "2.0.0":
+            raise
+        raise MissingBackend(
+            "tflite_runtime",
+            "tflite",
+            f"{_older}; it is built for NumPy 1, here is NumPy {np.__version__}",
+            "pip install 'numpy<2', or pip install ai-edge-litert and leave NumPy as it is",
+        ) from _older
 
     PACKAGE = "tflite-runtime"
 
@@ -61,7 +75,7 @@ class Tensor:
         return (array.astype(np.float32) - np.float32(self.zero)) * np.float32(self.scale)
 
 
-class TFLiteSession:
+class TFLiteSession(Session):
     """One interpreter; a lock lets threads take turns."""
 
     def __init__(self, interpreter: Any, settings: dict[str, Any]) -> None:
@@ -72,8 +86,14 @@ class TFLiteSession:
         self._shapes = {tensor.spec.name: tensor.spec.shape for tensor in self._inputs}
         self.inputs = tuple(tensor.spec for tensor in self._inputs)
         self.outputs = tuple(tensor.spec for tensor in self._outputs)
-        accelerated = any(kind == "DELEGATE" for kind, _ in self.operators())
+        nodes = self._nodes()
+        # From the end, since delegates are appended.
+        accelerated = any(nodes.NodeName(i) == "DELEGATE" for i in reversed(range(nodes.NumNodes())))
         self.settings = {**settings, "delegate": "XNNPACK" if accelerated else "none"}
+
+    def _nodes(self) -> Any:
+        """The vendor lists operators to its own tools only, and slowly; this is what they ask."""
+        return self._interpreter._interpreter
 
     def run(self, feeds: Feeds) -> Outputs:
         """Run the network on checked feeds."""
@@ -92,6 +112,8 @@ class TFLiteSession:
         """Follow feeds whose free dimensions changed."""
         shapes = {tensor.spec.name: feeds[tensor.spec.name].shape for tensor in self._inputs}
         if shapes != self._shapes:
+            # If the vendor fails half-way, the next run starts anew.
+            self._shapes = {}
             for tensor in self._inputs:
                 self._interpreter.resize_tensor_input(tensor.index, shapes[tensor.spec.name], strict=True)
             self._interpreter.allocate_tensors()
@@ -101,12 +123,11 @@ class TFLiteSession:
         """(operator, precision) -> count, as the file has them; `DELEGATE` is a part that XNNPACK runs."""
         with self._lock:
             tensors = {item["index"]: item for item in self._interpreter.get_tensor_details()}
-            # The vendor shows operators to its own tools only.
-            found = self._interpreter._get_ops_details()
-            counts: Counter[tuple[str, str]] = Counter()
-            for op in found:
-                result = tensors.get(int(op["outputs"][0])) if len(op["outputs"]) else None
-                counts[op["op_name"], _precision(result)] += 1
+            nodes, counts = self._nodes(), Counter[tuple[str, str]]()
+            for i in range(nodes.NumNodes()):
+                outputs = nodes.NodeOutputs(i)
+                result = tensors.get(int(outputs[0])) if len(outputs) else None
+                counts[nodes.NodeName(i), _precision(result)] += 1
             return counts
 
     def close(self) -> None:
@@ -124,13 +145,15 @@ def _precision(tensor: dict[str, Any] | None) -> str:
     return _PRECISIONS.get(name, "integer")
 
 
-def open_session(artifact: Artifact, *, threads: int | None, device: str) -> TFLiteSession:
+def open_session(
+    artifact: Artifact, files: Mapping[str, bytes], *, threads: int | None, device: str
+) -> TFLiteSession:
     """Open `model.tflite` on the CPU; XNNPACK runs what it knows. Without `threads` TFLite takes one."""
     version = metadata.version(PACKAGE)
     try:
-        interpreter = Interpreter(model_path=str(artifact.engine_path), num_threads=threads)
+        interpreter = Interpreter(model_content=files[artifact.card.engine], num_threads=threads)
         interpreter.allocate_tensors()
-    # The vendor raises ValueError and RuntimeError for files it cannot take.
-    except (ValueError, RuntimeError) as error:
+    # The vendor raises ValueError, RuntimeError and MemoryError for files it cannot take.
+    except Exception as error:
         raise BadArtifact(f"{PACKAGE} {version} cannot open {artifact.engine_path}: {error}") from None
     return TFLiteSession(interpreter, {PACKAGE: version, "threads": threads})

@@ -3,6 +3,9 @@
 `vitkit.open_engine` and the other names of `vitkit.runtimes` are found here too.
 """
 
+# The names of __all__ come from there.
+# ruff: noqa: F403, F405
+
 from __future__ import annotations
 
 import logging
@@ -10,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vitkit.runtimes import *  # noqa: F403
+    from vitkit.runtimes import *
 
 __version__ = "0.1.0"
 
@@ -18,9 +21,37 @@ __version__ = "0.1.0"
 logging.getLogger("vitkit").addHandler(logging.NullHandler())
 
 
+__all__ = [
+    "Artifact",
+    "BadArtifact",
+    "BadInput",
+    "BadRequest",
+    "Classification",
+    "DeviceError",
+    "Engine",
+    "ExportFailed",
+    "ImageSpec",
+    "Label",
+    "MissingBackend",
+    "ModelCard",
+    "Panoptic",
+    "RunFailed",
+    "Segment",
+    "Session",
+    "TensorSpec",
+    "VitkitError",
+    "__version__",
+    "open_engine",
+    "read_artifact",
+]
+
+
 def __getattr__(name: str) -> Any:
     # Late, because it imports numpy, which `vitkit --help` can do without.
-    runtimes = import_module("vitkit.runtimes")
-    if name in runtimes.__all__:
-        return getattr(runtimes, name)
+    if name in __all__:
+        return getattr(import_module("vitkit.runtimes"), name)
     raise AttributeError(f"module 'vitkit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -212,7 +212,7 @@ def _draw_points(artifact: Path, data: Path, out: Path) -> list[str]:
     from vitkit.runtimes.image import sample_photos
 
     photos = [photo for _, photo in sample_photos(data / "val", 12)]
-    with open_engine(artifact) as engine:
+    with open_engine(artifact, task="classification") as engine:
         pictures = [
             draw(photo, result, width=320) for photo, result in zip(photos, engine(photos), strict=True)
         ]
@@ -239,7 +239,7 @@ def _draw_segments(artifact: Path, data: Path, out: Path) -> list[str]:
 
     truth = read_split(data)
     pictures = []
-    with open_engine(artifact) as engine:
+    with open_engine(artifact, task="panoptic") as engine:
         for image in truth.images[:8]:
             photo = read_image(image.file)
             for result in (engine(photo), truth_as_panoptic(image, truth.categories)):

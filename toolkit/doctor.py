@@ -149,9 +149,8 @@ def _target(target: str, runtime: Runtime, requirements: list[_Requirement]) -> 
     try:
         _run_tiny_engine(target)
     except Exception as error:
-        return Finding(
-            name, False, f"{package} {version} imports but fails to run: {_cause(error)}", reinstall
-        )
+        remedy = getattr(error, "remedy", None) or reinstall
+        return Finding(name, False, f"{package} {version} imports but fails to run: {_cause(error)}", remedy)
     return Finding(name, True, f"{package} {version} runs a tiny engine")
 
 
@@ -183,7 +182,7 @@ def _run_tiny_engine(target: str) -> None:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         (Path(folder) / card.engine).write_bytes(_TINY[target][1])
         write_card(card, Path(folder))
-        with open_engine(folder, threads=1) as engine:
+        with open_engine(folder, task="classification", threads=1) as engine:
             found = engine(image).label
     if found != "11":
         raise ArithmeticError(f"the tiny engine answers class {found}, not 11")

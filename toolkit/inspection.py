@@ -45,4 +45,4 @@ def _operators(artifact: Artifact) -> Operators:
     from vitkit.runtimes.engine import open_engine
 
     with open_engine(artifact.path) as engine:
-        return engine.session.operators()  # type: ignore[attr-defined, no-any-return]
+        return engine.operators()

@@ -58,10 +58,9 @@ def session_of(content, folder):
     from vitkit.runtimes.card import Artifact
     from vitkit.runtimes.tflite import open_session
 
-    (folder / "model.tflite").write_bytes(content)
     spec = TensorSpec("in", (1, 2, 2, 3), "uint8")
     card = ModelCard("x", "x", "tflite", "int8", (spec,), (spec,), ImageSpec((2, 2)), engine="model.tflite")
-    return open_session(Artifact(folder, card), threads=1, device="cpu")
+    return open_session(Artifact(folder, card), {"model.tflite": content}, threads=1, device="cpu")
 
 
 def test_quantised_tensors_meet_the_app_as_the_numbers_they_stand_for(tmp_path):

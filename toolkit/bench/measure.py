@@ -314,7 +314,7 @@ def _report(lane: _Lane, call: _Call) -> BenchReport:
         precision=card.precision,
         files=artifact.hashes(),
         size_bytes=artifact.size_bytes,
-        device=options.device or RUNTIMES[card.target].device,
+        device=opened.engine.device,
         scope=lane.scope,
         batch=opened.batch,
         threads=options.threads,
@@ -348,8 +348,7 @@ def _by_stage(stages: list[tuple[int, ...]]) -> dict[str, list[int]]:
 def _cross_check(reports: list[BenchReport], lanes: list[_Lane], progress: Progress) -> None:
     tool = find_trtexec()
     for i, lane in enumerate(lanes):
-        # Sessions of TensorRT know the file of their engine.
-        plan = getattr(lane.opened.engine.session, "plan", None)
+        plan = lane.opened.engine.session.plan
         if tool and plan and lane.scope == "engine":
             progress(f"cross-checking {lane.opened.label} by trtexec", 1.0)
             reports[i] = replace(reports[i], cross_check=cross_check(tool, plan))

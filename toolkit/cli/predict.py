@@ -76,7 +76,7 @@ def _check_images(images: list[Path], every: int) -> None:
         raise BadRequest("--every is for videos, and there is none")
 
 
-def _classify(engine: Engine, images: list[Path], out: Path | None, json: bool) -> None:
+def _classify(engine: Engine[Any], images: list[Path], out: Path | None, json: bool) -> None:
     from vitkit.pictures.classification import draw
     from vitkit.pictures.video import is_video
     from vitkit.runtimes.errors import BadRequest
@@ -135,7 +135,7 @@ def _listed(segments: Sequence[Segment]) -> str:
     return ", ".join([*(f"{n} {name}" for name, n in things.most_common()), *stuff]) or "nothing found"
 
 
-def _segment(engine: Engine, images: list[Path], out: Path | None, json: bool, every: int) -> None:
+def _segment(engine: Engine[Any], images: list[Path], out: Path | None, json: bool, every: int) -> None:
     rows: list[dict[str, Any]] = []
     lines: list[str] = []
 
@@ -162,7 +162,7 @@ def _segment(engine: Engine, images: list[Path], out: Path | None, json: bool, e
 
 
 def _write(
-    engine: Engine,
+    engine: Engine[Any],
     images: list[Path],
     names: list[str],
     out: Path,
@@ -201,7 +201,7 @@ def _count(path: Path, every: int) -> int:
 
 
 def _results(
-    engine: Engine, images: list[Path], names: list[str], out: Path | None, every: int
+    engine: Engine[Any], images: list[Path], names: list[str], out: Path | None, every: int
 ) -> Iterator[_Found]:
     """Segment images and frames one by one; overlays go to `out` where it is given."""
     from vitkit.pictures.video import is_video, open_video

@@ -81,7 +81,7 @@ def events(lines: Iterable[bytes]) -> Iterable[dict[str, Any]]:
 
 def raise_error(event: Mapping[str, Any]) -> None:
     """Raise the error in an event as the class that it had."""
-    known = {"BadArtifact", "BadInput", "BadRequest", "DeviceError"}
+    known = {"BadArtifact", "BadInput", "BadRequest", "DeviceError", "RunFailed"}
     kind = event.get("kind")
     raise getattr(errors, kind if kind in known else "DeviceError")(event["error"])
 
