@@ -24,7 +24,7 @@ test-arm: .arm/python
 
 # The folders are packages of one import name only once installed, so that is what is checked.
 types: .venv/installed
-	rm -rf build/typed
+	rm -rf build
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/typed .
 	MYPYPATH=build/typed $(BIN)/mypy -p vitkit
 
