@@ -4,8 +4,9 @@ BIN := .venv/bin
 
 .PHONY: demo test test-arm lint types bench clean
 
+# About five minutes after the installation; DEMO=--full is the long one, DEMO=--quick only shows that all works.
 demo: .venv/installed
-	$(BIN)/vitkit demo demo
+	$(BIN)/vitkit demo demo $(DEMO)
 
 test: lint types
 	$(BIN)/python -m pytest
@@ -24,7 +25,7 @@ test-arm: .arm/python
 
 # The folders are packages of one import name only once installed, so that is what is checked.
 types: .venv/installed
-	rm -rf build/typed
+	rm -rf build
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/typed .
 	MYPYPATH=build/typed $(BIN)/mypy -p vitkit
 
@@ -34,12 +35,14 @@ bench: .venv/installed
 
 # torch first: timm and torchvision, resolved together with it, may pick a newer one with CUDA packages.
 .venv/installed: pyproject.toml constraints.txt
-	@echo "installing into .venv: about 3 GB, a few minutes on a fast line"
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt setuptools wheel
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[export,tflite-export,dev]"
-	touch .venv/installed
+	@echo "[1/3] an environment in .venv and torch; the installation is 3 GB, about 2 minutes on a fast line"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --constraint constraints.txt torch
+	@echo "[2/3] what building needs; about 75 s left"
+	@$(BIN)/pip install --quiet --constraint constraints.txt setuptools wheel
+	@echo "[3/3] vitkit and the packages of all its extras; about 70 s left"
+	@$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[export,tflite-export,dev]"
+	@touch .venv/installed
 
 clean:
 	rm -rf .venv .arm build dist demo *.egg-info

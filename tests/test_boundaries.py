@@ -229,6 +229,7 @@ for name in names:
     try:
         importlib.import_module(name.removesuffix("/__init__").replace("/", "."))
     except ModuleNotFoundError as error:
+        # Their files import at once what no package index has.
         if error.name not in ("cuda", "tensorrt"):
             raise
 from vitkit import doctor

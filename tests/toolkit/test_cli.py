@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,55 @@ def test_models_as_json_and_table():
     assert "4,777,902" in table
     assert "top-1 75.6" in table
     assert "PQ 40.4" in table
+
+
+def test_version():
+    assert vitkit("--version")[0] == f"vitkit {metadata.version('vitkit')}\n"
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_quiet_and_verbose_work_before_and_after_the_commands_name(place, tmp_path):
+    def said(flag):
+        out = tmp_path / f"{place}{flag}"
+        command = ["data", "shapes", out, "--train", "10", "--val", "10", "--size", "16"]
+        out, error = vitkit(*([flag, *command] if place == "before" else [*command, flag]))
+        assert out == ""
+        return error
+
+    assert said("--quiet") == said("-q") == ""
+    assert "10 training and 10 validation images" in said("-v")
+
+
+def test_options_keep_their_help_and_the_log_options_are_on_every_command():
+    for command in (["verify"], ["data", "check"], ["device", "add"]):
+        text = vitkit(*command, "--help")[0]
+        assert "--quiet" in text
+        assert "Show what is done in more detail" in text
+    assert "CPU threads of one run" in vitkit("bench", "--help")[0]
+
+
+def test_verbose_and_quiet_exclude_each_other():
+    assert "exclude each other" in vitkit("models", "-q", "-v", code=2)[1]
+
+
+def test_a_program_that_imports_vitkit_decides_itself_what_it_shows():
+    """The library logs to `vitkit` and prints nothing, whether or not logging is set up."""
+    code = """
+import logging, sys
+if sys.argv[1] == "shown":
+    logging.basicConfig(level=logging.DEBUG, format="%(name)s %(levelname)s %(message)s")
+import vitkit
+logging.getLogger("vitkit.part").warning("careful")
+logging.getLogger("vitkit.part").info("done")
+"""
+    for setting, expected in (
+        ("plain", ""),
+        ("shown", "vitkit.part WARNING careful\nvitkit.part INFO done\n"),
+    ):
+        run = subprocess.run(
+            [sys.executable, "-c", code, setting], capture_output=True, text=True, check=True
+        )
+        assert (run.stdout, run.stderr) == ("", expected)
 
 
 def test_launchers_can_start_the_module():

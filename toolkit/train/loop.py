@@ -10,7 +10,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,7 @@ def train(
     *,
     resume: bool = False,
     progress: bool = True,
+    advanced: Callable[[int, int], object] = lambda done, total: None,
     init: Path | None = None,
     backbone: str | None = None,
 ) -> Path:
@@ -75,7 +76,8 @@ def train(
 
     Every `save_minutes`, and after each epoch, `out` holds a checkpoint, from which `resume` continues; on
     a CPU with the same number of threads the continued run equals the uninterrupted one bit for bit.
-    `progress` prints a line for each epoch, and shows a bar where the output is a terminal. Returns `out`,
+    `progress` prints a line for each epoch, and shows a bar where the output is a terminal; `advanced` is
+    called after each step with (steps done, steps in all). Returns `out`,
     which then holds the weights, settings and card of a run, `log.json` with a row for each epoch,
     `curves.png` of the log, and `events/` for TensorBoard.
 
@@ -106,7 +108,7 @@ def train(
             trainer.restore()
         main = accelerator.is_main_process
         tracker = Tracker(track if main else "none", out, config)
-        with Progress(config, task, trainer.steps, progress and main, tracker) as shown:
+        with Progress(config, task, trainer.steps, progress and main, tracker, advanced) as shown:
             shown.fresh(fresh)
             shown.notes(task.notes)
             _run(trainer, shown)

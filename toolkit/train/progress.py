@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from types import TracebackType
 
 import psutil
@@ -21,12 +21,20 @@ from vitkit.train.track import Tracker
 class Progress:
     """A line for each epoch, and a bar where the output is a terminal; nothing where `visible` is False.
 
-    What is to be tracked goes on to the `tracker`, visible or not.
+    What is to be tracked goes on to the `tracker`, visible or not, and `advanced` is called after each step
+    with (steps done, steps in all).
     """
 
     def __init__(
-        self, config: TrainConfig, task: Task, steps_per_epoch: int, visible: bool, tracker: Tracker
+        self,
+        config: TrainConfig,
+        task: Task,
+        steps_per_epoch: int,
+        visible: bool,
+        tracker: Tracker,
+        advanced: Callable[[int, int], object] = lambda done, total: None,
     ) -> None:
+        self.advanced = advanced
         self.config, self.task, self.steps, self.tracker = config, task, steps_per_epoch, tracker
         console = Console(quiet=not visible)
         self.bar = Bar(
@@ -68,6 +76,7 @@ class Progress:
     def step(self, epoch: int, state: State, parts: dict[str, float], lr: float) -> None:
         """A step is done, with these loss parts; `state` counts it. Raises BadRequest as `Tracker.step`."""
         self.tracker.step(epoch * self.steps + state.step, parts, lr)
+        self.advanced(epoch * self.steps + state.step, self.config.epochs * self.steps)
         if not self.bar.disable:
             self.bar.update(self.number, advance=1, epoch=epoch + 1, state=self._state(state, lr))
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from vitkit.cli.show import progress_bar, say, step_bar
+from vitkit.demo.plan import Plan
 from vitkit.evaluate import accuracy, open_network, panoptic
 from vitkit.evaluate.accuracy import Accuracy
 from vitkit.evaluate.results import to_json
@@ -23,15 +22,8 @@ if TYPE_CHECKING:
     from vitkit.evaluate.panoptic_quality import QualityReport
     from vitkit.exporters.parity import Check
 
-ENGINES = (
-    ("onnx", "fp32"),
-    ("onnx", "int8"),
-    ("openvino", "fp32"),
-    ("openvino", "bf16"),
-    ("openvino", "int8"),
-    ("tflite", "fp32"),
-    ("tflite", "int8"),
-)
+_log = logging.getLogger(__name__)
+Progress = Callable[[int, int], None]
 
 
 class Part(NamedTuple):
@@ -45,10 +37,65 @@ class Part(NamedTuple):
     val_images: str
 
 
-PARTS = (
-    Part("panoptic", "remax_nano_demo", "Panoptic segmentation", "pq", "PQ", "val"),
-    Part("classification", "ps_vit_nano_demo", "Classification", "top1", "top-1, %", "val"),
-)
+PANOPTIC = Part("panoptic", "remax_nano_demo", "Panoptic segmentation", "pq", "PQ", "val")
+CLASSIFICATION = Part("classification", "ps_vit_nano_demo", "Classification", "top1", "top-1, %", "val")
+
+
+class Work(NamedTuple):
+    """How much is done for one part, and the seconds of each of its steps on two idle cores."""
+
+    train: int
+    val: int
+    epochs: int
+    seconds: tuple[float, float, float, float, float]
+
+
+class Size(NamedTuple):
+    """One size of the demo: its engines, calibration images, images to compare, seconds of each benchmark."""
+
+    engines: tuple[tuple[str, str], ...]
+    calibration: int
+    compared: int
+    bench_s: float
+    work: dict[Part, Work]
+
+
+_STEPS = ("data", "training", "export and verification", "benchmark", "pictures")
+_ONNX = (("onnx", "fp32"), ("onnx", "int8"))
+_OPENVINO = (("openvino", "fp32"), ("openvino", "bf16"), ("openvino", "int8"))
+_TFLITE = (("tflite", "fp32"), ("tflite", "int8"))
+SIZES = {
+    "quick": Size(
+        (*_ONNX, *_OPENVINO),
+        calibration=16,
+        compared=32,
+        bench_s=0.2,
+        work={
+            PANOPTIC: Work(64, 16, 1, (2, 10, 30, 5, 3)),
+            CLASSIFICATION: Work(200, 100, 1, (1, 3, 20, 5, 2)),
+        },
+    ),
+    "normal": Size(
+        (*_ONNX, *_OPENVINO),
+        calibration=128,
+        compared=200,
+        bench_s=1.0,
+        work={
+            PANOPTIC: Work(600, 50, 8, (10, 110, 45, 15, 3)),
+            CLASSIFICATION: Work(3000, 500, 10, (5, 60, 25, 15, 2)),
+        },
+    ),
+    "full": Size(
+        (*_ONNX, *_OPENVINO, *_TFLITE),
+        calibration=256,
+        compared=1000,
+        bench_s=3.0,
+        work={
+            PANOPTIC: Work(1000, 100, 14, (15, 300, 150, 40, 3)),
+            CLASSIFICATION: Work(4000, 1000, 18, (8, 150, 90, 40, 2)),
+        },
+    ),
+}
 
 
 class Made(NamedTuple):
@@ -62,82 +109,100 @@ class Made(NamedTuple):
     accuracy: float
 
 
-def run_demo(out: Path, *, quick: bool = False) -> Path:
-    """Run every step below `out` and return the report's path.
+def run_demo(
+    out: Path, *, size: str = "normal", changed: Callable[[Plan], object] = lambda plan: None
+) -> Path:
+    """Run every step below `out` and return the path of its report.md.
 
-    `quick` uses few images and epochs, and leaves TFLite out, whose converter is slow. Beside report.md
-    lies report.html, the page of `vitkit report` on what was measured.
+    `size` is one of `SIZES`. `changed` is called with the plan whenever it advances. Beside report.md is
+    report.html, the page of `vitkit report` on what was measured.
 
-    Raises what the steps raise. A data set or a finished run from an earlier demo is used again.
+    Raises what the steps raise. A data set or a finished run that an earlier demo of the same size left in
+    `out` is used again.
     """
-    seconds: dict[str, float] = {}
+    chosen = SIZES[size]
     check_writable(out)
     out.mkdir(parents=True, exist_ok=True)
-    sections = [section for part in PARTS for section in _run_part(part, out, quick, seconds)]
-    write_report([path for part in PARTS for path in _results(out / part.folder)], out / "report.html")
+    plan = Plan(_expected(out, chosen), changed)
+    sections = [
+        section for part, work in chosen.work.items() for section in _run_part(part, out, chosen, work, plan)
+    ]
+    write_report([path for part in chosen.work for path in _results(out / part.folder, chosen)], out / "report.html")
     report = out / "report.md"
-    times = [f"- {name}: {value:.0f} s" for name, value in seconds.items()]
-    report.write_text("\n".join(["# vitkit demo", "", *sections, "## Time spent", "", *times, ""]), "utf-8")
+    times = [f"- {name}: {value:.0f} s" for name, value in plan.seconds.items()]
+    write_text(report, "\n".join(["# vitkit demo", "", *sections, "## Time spent", "", *times, ""]))
     return report
 
 
-def _results(folder: Path) -> list[Path]:
-    names = [f"{target}-{precision}-accuracy.json" for target, precision in ENGINES]
+def _expected(out: Path, size: Size) -> dict[str, float]:
+    """Seconds of every step; none for what an earlier demo left."""
+    from vitkit.runtimes.card import CARD_FILE
+
+    expected = {}
+    for part, work in size.work.items():
+        for step, seconds in zip(_STEPS, work.seconds, strict=True):
+            expected[_step(part, step)] = seconds
+        if (out / part.folder / "data").is_dir():
+            expected[_step(part, "data")] = 0.0
+        if (out / part.folder / "run" / CARD_FILE).is_file():
+            expected[_step(part, "training")] = 0.0
+    return expected
+
+
+def _step(part: Part, step: str) -> str:
+    return f"{part.folder}: {step}"
+
+
+def _results(folder: Path, size: Size) -> list[Path]:
+    names = [f"{target}-{precision}-accuracy.json" for target, precision in size.engines]
     return [folder / "bench.json", *(folder / name for name in names if (folder / name).is_file())]
 
 
-def _run_part(part: Part, out: Path, quick: bool, seconds: dict[str, float]) -> list[str]:
+def _run_part(part: Part, out: Path, size: Size, work: Work, plan: Plan) -> list[str]:
     place = out / part.folder
     place.mkdir(exist_ok=True)
-    with _step(f"{part.folder}: data", seconds):
-        data = _data(part, place / "data", quick)
-    with _step(f"{part.folder}: training", seconds):
-        run = _train(part, data, place / "run", quick)
-    with _step(f"{part.folder}: export, calibration, verification", seconds):
-        made = _engines(part, run, data, place, quick)
-    with _step(f"{part.folder}: benchmark", seconds):
-        reports = _bench(made, data / part.val_images, place, quick)
-    with _step(f"{part.folder}: pictures", seconds):
+    with plan.step(_step(part, "data")) as progress:
+        data = _data(part, place / "data", work, progress)
+    with plan.step(_step(part, "training")) as progress:
+        run = _train(part, data, place / "run", work, progress)
+    with plan.step(_step(part, "export and verification")) as progress:
+        made = _engines(part, run, data, place, size, progress)
+    with plan.step(_step(part, "benchmark")) as progress:
+        reports = _bench(made, data / part.val_images, place, size, progress)
+    with plan.step(_step(part, "pictures")):
         _plot_training(part, run, place / "training.png")
-        pictures = (_draw_segments if part.metric == "pq" else _draw_points)(made[0].path, data, place)
+        pictures = (_draw_segments if part is PANOPTIC else _draw_points)(made[0].path, data, place)
     return [*_section(part, run, made, reports), *pictures]
 
 
-@contextmanager
-def _step(name: str, seconds: dict[str, float]) -> Iterator[None]:
-    say(f"== {name}")
-    start = time.perf_counter()
-    yield
-    seconds[name] = time.perf_counter() - start
-
-
-def _data(part: Part, folder: Path, quick: bool) -> Path:
+def _data(part: Part, folder: Path, work: Work, progress: Progress) -> Path:
     from vitkit.data.scenes import write_scenes
     from vitkit.data.shapes import write_shapes
 
     if not folder.is_dir():
-        with progress_bar("drawing") as progress:
-            if part.metric == "pq":
-                write_scenes(folder, progress=progress, **({"train": 64, "val": 16} if quick else {}))
-            else:
-                write_shapes(folder, progress=progress, **({"train": 200, "val": 100} if quick else {}))
+        write = write_scenes if part is PANOPTIC else write_shapes
+        write(folder, train=work.train, val=work.val, progress=progress)
     return folder
 
 
-def _train(part: Part, data: Path, run: Path, quick: bool) -> Path:
+def _train(part: Part, data: Path, run: Path, work: Work, progress: Progress) -> Path:
+    from vitkit.runs import load_run
     from vitkit.runtimes.card import CARD_FILE
     from vitkit.train import has_checkpoint, recipe_named, train
 
     if (run / CARD_FILE).is_file():
-        say(f"{run} is trained already")
-        return run
-    config = recipe_named(part.recipe)
-    if quick:
-        config = replace(config, epochs=1)
-    return train(config, data, run, resume=has_checkpoint(run), progress=True)
+        _log.info("%s is trained already", run)
+    else:
+        config = replace(recipe_named(part.recipe), epochs=work.epochs)
+        train(config, data, run, resume=has_checkpoint(run), progress=False, advanced=progress)
+    accuracy = load_run(run).card.provenance[part.metric]
+    _log.info("%s: %s %.1f on the validation images", run, part.metric_name, accuracy)
+    return run
 
 
-def _engines(part: Part, run_path: Path, data: Path, out: Path, quick: bool) -> list[Made]:
+def _engines(
+    part: Part, run_path: Path, data: Path, out: Path, size: Size, progress: Progress
+) -> list[Made]:
     from vitkit import exporters
     from vitkit.calibration.dataset import calibration_set
     from vitkit.exporters.source import Source
@@ -146,20 +211,21 @@ def _engines(part: Part, run_path: Path, data: Path, out: Path, quick: bool) -> 
 
     run = load_run(run_path)
     source = Source(run.model, run.card)
-    calibration = calibration_set(data / "train", 16 if quick else 256)
-    photos = sample_photos(data / part.val_images, 32 if quick else 1000)
+    calibration = calibration_set(data / "train", size.calibration)
+    photos = sample_photos(data / part.val_images, size.compared)
     made = []
-    for target, precision in ENGINES:
-        if reason := _left_out(target, precision, quick):
-            say(f"{target} {precision}: left out, {reason}")
+    for number, (target, precision) in enumerate(size.engines):
+        progress(number, len(size.engines))
+        if reason := _left_out(target, precision):
+            _log.info("%s %s: left out, %s", target, precision, reason)
             continue
         path = out / f"{target}-{precision}"
-        say(f"{path.name} ...")
         given = calibration if precision == "int8" else None
         artifact, checks = exporters.export(
             source, path, target=target, precision=precision, calibration=given, photos=photos
         )
         measured = _accuracy(part, path, data)
+        _log.info("%s: %.2f MB, %s %.1f", path, artifact.size_bytes / 1e6, part.metric_name, measured)
         made.append(Made(path, target, precision, artifact.size_bytes, checks[-1], measured))
     return made
 
@@ -169,7 +235,7 @@ def _accuracy(part: Part, path: Path, data: Path) -> float:
 
     network = open_network(path)
     found: Accuracy | QualityReport
-    if part.metric == "pq":
+    if part is PANOPTIC:
         truth = read_split(data)
         found = panoptic.evaluate(network, truth)
         body = to_json(path, network.card, str(truth.source), found, fast=False)
@@ -181,25 +247,27 @@ def _accuracy(part: Part, path: Path, data: Path) -> float:
     return found.top1 if isinstance(found, Accuracy) else found.all.pq
 
 
-def _left_out(target: str, precision: str, quick: bool) -> str | None:
-    """Why an engine cannot or should not be made here; None where it should."""
+def _left_out(target: str, precision: str) -> str | None:
+    """Why an engine cannot be made here; None if it can."""
     from vitkit.runtimes.openvino import capabilities
 
     if precision == "bf16" and "BF16" not in capabilities()["CPU"]:
         return "this CPU has no bf16 instructions"
-    if target == "tflite" and quick:
-        return "its converter is slow"
     if target == "tflite" and find_spec("litert_torch") is None:
         return "its converter is missing: pip install 'vitkit[tflite-export]'"
     return None
 
 
-def _bench(made: list[Made], images: Path, out: Path, quick: bool) -> list[BenchReport]:
+def _bench(
+    made: Sequence[Made], images: Path, out: Path, size: Size, progress: Progress
+) -> list[BenchReport]:
     from vitkit.bench import BenchOptions, bench, save
 
-    options = BenchOptions(duration=0.2 if quick else 3.0, images=images)
-    with step_bar() as progress:
-        reports = bench([engine.path for engine in made], options, progress=progress)
+    reports = bench(
+        [engine.path for engine in made],
+        BenchOptions(duration=size.bench_s, images=images),
+        progress=lambda text, fraction: progress(round(100 * fraction), 100),
+    )
     save(reports, out / "bench.json")
     return reports
 
