@@ -11,15 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from vitkit.demo.plan import Plan
-from vitkit.evaluate import accuracy, open_network, panoptic
-from vitkit.evaluate.accuracy import Accuracy
+from vitkit.evaluate import evaluate, open_network
 from vitkit.evaluate.results import to_json
 from vitkit.report import write_report
 from vitkit.runtimes.files import check_writable, write_text
 
 if TYPE_CHECKING:
     from vitkit.bench import BenchReport
-    from vitkit.evaluate.panoptic_quality import QualityReport
     from vitkit.exporters.parity import Check
 
 _log = logging.getLogger(__name__)
@@ -231,20 +229,12 @@ def _engines(
 
 
 def _accuracy(part: Part, path: Path, data: Path) -> float:
-    from vitkit.data.coco.read import read_split
-
     network = open_network(path)
-    found: Accuracy | QualityReport
-    if part is PANOPTIC:
-        truth = read_split(data)
-        found = panoptic.evaluate(network, truth)
-        body = to_json(path, network.card, str(truth.source), found, fast=False)
-    else:
-        found = accuracy.evaluate(network, data / "val")
-        body = to_json(path, network.card, str(data / "val"), found)
+    found = evaluate(network, data if part is PANOPTIC else data / "val")
+    body = to_json(path, network.card, found)
     network.close()
     write_text(path.with_name(f"{path.name}-accuracy.json"), json.dumps(body) + "\n")
-    return found.top1 if isinstance(found, Accuracy) else found.all.pq
+    return found.value
 
 
 def _left_out(target: str, precision: str) -> str | None:
