@@ -21,8 +21,8 @@ from vitkit.runtimes import (
     read_artifact,
 )
 from vitkit.runtimes.card import CARD_FILE, FORMAT, read_card, write_card
-from vitkit.runtimes.decode import decoder
 from vitkit.runtimes.image import prepare
+from vitkit.runtimes.tasks import decoder
 
 NAMES = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=8)
 
@@ -76,7 +76,7 @@ def write_body(folder, change, card=None):
     [
         (lambda b: b.update(format=FORMAT + 1), "upgrade it with: pip install"),
         (lambda b: b.update(format="1"), "'format' is '1'"),
-        (lambda b: b.pop("format"), "'format' is None"),
+        (lambda b: b.pop("format"), "lacks 'format'"),
         (lambda b: b.pop("inputs"), "inputs"),
         (lambda b: b.update(surprise=1), "surprise"),
         (lambda b: b.update(inputs=[]), "inputs"),
