@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from vitkit.runtimes.card import ImageSpec, sha256
 from vitkit.runtimes.errors import BadInput, BadRequest
-from vitkit.runtimes.image import find_images, prepare_batch, read_image
+from vitkit.runtimes.image import prepare_batch, read_image
+from vitkit.runtimes.listing import find_images
 
 MINIMUM = 16
 DEFAULT_COUNT = 128
@@ -64,7 +65,8 @@ class CalibrationSet:
             "kept_float": kept_float,
             "files": [{"path": p, "sha256": h} for p, h in zip(self.files, self.hashes, strict=True)],
         }
-        return json.dumps(body, indent=1, ensure_ascii=False) + "\n"
+        # In ASCII, so that names of files that are not UTF-8 can be written too.
+        return json.dumps(body, indent=1) + "\n"
 
 
 def calibration_set(folder: Path, count: int = DEFAULT_COUNT, seed: int = 0) -> CalibrationSet:
