@@ -92,7 +92,7 @@ def check(
     )
     if sparse := sum(segment.area is None or segment.box is None for segment in segments):
         say(
-            f"{sparse} segments have no 'area' or 'bbox' in the JSON; vitkit needs neither, since both follow "
+            f"{sparse} segments have no 'area' or 'bbox' in the JSON; vitkit needs neither: both follow "
             "from the PNGs, but some other tools refuse such data"
         )
 
