@@ -12,15 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from vitkit.cli.show import progress_bar, say, step_bar
-from vitkit.evaluate import accuracy, open_network, panoptic
-from vitkit.evaluate.accuracy import Accuracy
+from vitkit.evaluate import evaluate, open_network
 from vitkit.evaluate.results import to_json
 from vitkit.report import write_report
 from vitkit.runtimes.files import check_writable, write_text
 
 if TYPE_CHECKING:
     from vitkit.bench import BenchReport
-    from vitkit.evaluate.panoptic_quality import QualityReport
     from vitkit.exporters.parity import Check
 
 ENGINES = (
@@ -159,26 +157,18 @@ def _engines(part: Part, run_path: Path, data: Path, out: Path, quick: bool) -> 
         artifact, checks = exporters.export(
             source, path, target=target, precision=precision, calibration=given, photos=photos
         )
-        measured = _accuracy(part, path, data)
-        made.append(Made(path, target, precision, artifact.size_bytes, checks[-1], measured))
+        accuracy = _accuracy(part, path, data)
+        made.append(Made(path, target, precision, artifact.size_bytes, checks[-1], accuracy))
     return made
 
 
 def _accuracy(part: Part, path: Path, data: Path) -> float:
-    from vitkit.data.coco.read import read_split
-
     network = open_network(path)
-    found: Accuracy | QualityReport
-    if part.metric == "pq":
-        truth = read_split(data)
-        found = panoptic.evaluate(network, truth)
-        body = to_json(path, network.card, str(truth.source), found, fast=False)
-    else:
-        found = accuracy.evaluate(network, data / "val")
-        body = to_json(path, network.card, str(data / "val"), found)
+    found = evaluate(network, data if part.metric == "pq" else data / "val")
+    body = to_json(path, network.card, found)
     network.close()
     write_text(path.with_name(f"{path.name}-accuracy.json"), json.dumps(body) + "\n")
-    return found.top1 if isinstance(found, Accuracy) else found.all.pq
+    return found.value
 
 
 def _left_out(target: str, precision: str, quick: bool) -> str | None:

@@ -11,8 +11,7 @@ import pytest
 
 import vitkit
 from vitkit import BadArtifact, BadInput, DeviceError
-from vitkit.evaluate import open_network
-from vitkit.evaluate.accuracy import evaluate
+from vitkit.evaluate import evaluate, open_network
 from vitkit.runtimes.card import ImageSpec, ModelCard, TensorSpec
 
 pytest.importorskip("ai_edge_litert")

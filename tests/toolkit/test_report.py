@@ -176,10 +176,17 @@ def test_what_evaluate_writes_is_read(tmp_path, write):
         files={"model.onnx": None},
     )
     quality = QualityReport(
-        7, Quality(40.0, 80.0, 50.0, 3), Quality(0, 0, 0, 0), Quality(0, 0, 0, 0), 33.0, {}
+        7,
+        Quality(40.0, 80.0, 50.0, 3),
+        Quality(0, 0, 0, 0),
+        Quality(0, 0, 0, 0),
+        33.0,
+        {},
+        data="coco.json",
+        settings={"fast": True},
     )
-    top1 = write("top1.json", to_json(tmp_path / "net", card, "val", Accuracy(4, 75.0, 100.0, (1, 2, 3, 4))))
-    pq = write("pq.json", to_json(tmp_path / "net", card, "coco.json", quality, fast=True))
+    top1 = write("top1.json", to_json(tmp_path / "net", card, Accuracy("val", 4, 75.0, 100.0, (1, 2, 3, 4))))
+    pq = write("pq.json", to_json(tmp_path / "net", card, quality))
     one, two = read_results([top1, pq]).evaluations
     assert one.files == two.files == {"model.onnx": hashlib.sha256(b"weights").hexdigest()}
     assert (one.metric, one.value, one.images, one.size_bytes) == ("top-1", 75.0, 4, 7)

@@ -24,8 +24,7 @@ from safetensors.torch import load_file, save_file
 from vitkit.cli.main import main
 from vitkit.data.coco.ids import read_ids, write_ids
 from vitkit.data.scenes import write_scenes
-from vitkit.evaluate import open_network
-from vitkit.evaluate.accuracy import evaluate
+from vitkit.evaluate import evaluate, open_network
 from vitkit.train import checkpoint, loop
 from vitkit.train.config import TrainConfig
 from vitkit.train.images import ClassificationTask

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -11,8 +12,7 @@ from vitkit.cli.arguments import JsonFlag, Threads
 from vitkit.cli.show import print_json, print_table, progress_bar, say
 
 if TYPE_CHECKING:
-    from vitkit.evaluate import Network
-    from vitkit.evaluate.panoptic_quality import QualityReport
+    from vitkit.evaluate.results import Table
 
 
 def evaluate(
@@ -42,10 +42,11 @@ def evaluate(
     """Measure the accuracy of a network, on the engine itself, or of predictions that any tool made.
 
     Classification: top-1 and top-5; folders are matched with the card's label ids (such as ImageNet's
-    n01440764), its labels, or plain class numbers. Panoptic segmentation: PQ, SQ and RQ as COCO defines
-    them, and the mean IoU, at the size of the photographs.
+    n01440764) or its labels, or, if none of these is a number, with class numbers from 0. Panoptic
+    segmentation: PQ, SQ and RQ as COCO defines them, and the mean IoU, at the size of the images.
     """
-    from vitkit.evaluate import open_network
+    from vitkit.evaluate import evaluate, open_network
+    from vitkit.evaluate.results import to_json
     from vitkit.runtimes.errors import BadRequest
 
     if (network is None) == (predictions is None):
@@ -55,57 +56,18 @@ def evaluate(
             raise BadRequest("--fast, --save and --threads are for networks, not for --predictions")
         _evaluate_predictions(predictions, data, split, json)
     elif network is not None:
+        given = {"split": split, "fast": fast or None, "save": save}
+        options = {name: value for name, value in given.items() if value is not None}
         opened = open_network(network, threads)
-        if opened.card.task == "panoptic":
-            _evaluate_panoptic(opened, network, data, split, fast, save, json)
-        elif split or fast or save:
-            raise BadRequest(f"--split, --fast and --save are for panoptic networks; {network} is none")
+        with closing(opened), progress_bar("evaluating") as progress:
+            result = evaluate(opened, data, progress, **options)
+        card = opened.card
+        if json:
+            print_json(to_json(network, card, result))
         else:
-            _evaluate_classification(opened, network, data, json)
-        opened.close()
-
-
-def _evaluate_classification(network: Network, path: Path, data: Path, json: bool) -> None:
-    from vitkit.evaluate.accuracy import evaluate
-    from vitkit.evaluate.results import to_json
-
-    with progress_bar("classifying") as progress:
-        accuracy = evaluate(network, data, progress)
-    if json:
-        print_json(to_json(path, network.card, str(data), accuracy))
-    else:
-        kind = f"{network.card.name}, {network.card.target} {network.card.precision}"
-        typer.echo(
-            f"{kind}: top-1 {accuracy.top1:.2f} %, top-5 {accuracy.top5:.2f} % of {accuracy.images} images"
-        )
-
-
-def _evaluate_panoptic(
-    network: Network,
-    path: Path,
-    data: Path,
-    split: str | None,
-    fast: bool,
-    save: Path | None,
-    json: bool,
-) -> None:
-    from vitkit.data.coco.read import read_split
-    from vitkit.data.coco.write import check_predictions_path
-    from vitkit.evaluate.panoptic import evaluate
-    from vitkit.evaluate.results import to_json
-
-    if save is not None:
-        check_predictions_path(save)
-    truth = read_split(data, split)
-    with progress_bar("segmenting") as progress:
-        report = evaluate(network, truth, fast=fast, progress=progress, save=save)
-    if json:
-        print_json(to_json(path, network.card, str(truth.source), report, fast=fast))
-    else:
-        kind = f"{network.card.name}, {network.card.target} {network.card.precision}"
-        _print_quality(report, f"{kind}{' (fast)' if fast else ''}")
-    if save is not None:
-        say(f"predictions: {save}")
+            _print(result.shown(f"{card.name}, {card.target} {card.precision}"))
+        if save is not None:
+            say(f"predictions: {save}")
 
 
 def _evaluate_predictions(predictions: Path, data: Path, split: str | None, json: bool) -> None:
@@ -118,15 +80,12 @@ def _evaluate_predictions(predictions: Path, data: Path, split: str | None, json
     if json:
         print_json({"predictions": str(predictions), **report.summary()})
     else:
-        _print_quality(report, str(predictions))
+        _print(report.shown(str(predictions)))
 
 
-def _print_quality(report: QualityReport, title: str) -> None:
-    parts = {"all": report.all, "things": report.things, "stuff": report.stuff}
-    # Of equal width, so that the points stand below each other.
-    rows = [
-        (name, *(f"{value:6.2f}" for value in (part.pq, part.sq, part.rq)), part.categories)
-        for name, part in parts.items()
-    ]
-    print_table(("", "PQ", "SQ", "RQ", "categories"), rows, title=f"{title}: {report.images} images")
-    typer.echo(f"mIoU {report.miou:.2f} %")
+def _print(parts: list[str | Table]) -> None:
+    for part in parts:
+        if isinstance(part, str):
+            typer.echo(part)
+        else:
+            print_table(*part)

@@ -26,13 +26,15 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], title:
     """A table on the terminal; numbers are aligned to the right."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title, title_justify="left")
+    # As Text: names of files and classes may hold what looks like markup.
+    table = Table(title=None if title is None else Text(title), title_justify="left")
     for i, column in enumerate(columns):
         numeric = bool(rows) and all(isinstance(row[i], (int, float)) for row in rows)
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        table.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*("" if cell is None else str(cell) for cell in row))
+        table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
     Console().print(table)
 
 
@@ -79,7 +81,8 @@ def progress_bar(text: str) -> Iterator[Callable[[int, int], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    name = TextColumn("{task.description}", markup=False)
+    columns = (name, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=is_quiet()) as bar:
         task = bar.add_task(text, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
@@ -94,10 +97,10 @@ def step_bar() -> Iterator[Callable[[str, float], None]]:
     so that it takes no time from what is measured between two calls.
     """
     from rich.console import Console
-    from rich.markup import escape
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    columns = (BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    step_text = TextColumn("{task.description}", markup=False)
+    columns = (BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), step_text)
     with Progress(
         *columns,
         console=Console(stderr=True),
@@ -110,7 +113,7 @@ def step_bar() -> Iterator[Callable[[str, float], None]]:
         def show(step: str, share: float) -> None:
             if share < bar.tasks[task].completed:
                 bar.reset(task)
-            bar.update(task, description=escape(step), completed=share)
+            bar.update(task, description=step, completed=share)
             bar.refresh()
 
         yield show

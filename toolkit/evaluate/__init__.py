@@ -1,10 +1,11 @@
 """Evaluation of a run or an engine on labelled data by the metric of its task.
 
-One module for each metric, all with the verb `evaluate(network, data, ...)`: `accuracy` of classifiers,
-`panoptic` of panoptic networks. `open_network` opens what they evaluate.
+`open_network` opens what `evaluate` measures. Each metric is a module with its own
+`evaluate(network, data, ...)`: `accuracy` of classifiers, `panoptic` of panoptic networks; the rows of
+`vitkit.runtimes.tasks` name them.
 """
 
 from vitkit.evaluate.classes import class_indices
-from vitkit.evaluate.network import Network, open_network
+from vitkit.evaluate.network import Network, evaluate, open_network
 
-__all__ = ["Network", "class_indices", "open_network"]
+__all__ = ["Network", "class_indices", "evaluate", "open_network"]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,25 +13,44 @@ from numpy.typing import NDArray
 from vitkit.data.folder import labelled_images
 from vitkit.evaluate.classes import class_indices
 from vitkit.evaluate.network import Network
+from vitkit.evaluate.results import Table
 from vitkit.runtimes.card import ModelCard
 from vitkit.runtimes.errors import BadArtifact
 from vitkit.runtimes.image import prepare_batch, read_image
 
 BATCH = 16
+# Options of `evaluate` beside the network and the data: none.
+OPTIONS: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Top-1 and top-5 in per cent, and the class given to every image, in the data set's order."""
+    """Top-1 and top-5 in per cent, and the class given to every image, in the data set's order.
 
+    See `vitkit.evaluate.results.Result`.
+    """
+
+    data: str
     images: int
     top1: float
     top5: float
     predictions: tuple[int, ...]
 
+    metric = "top-1"
+    settings: ClassVar[Mapping[str, Any]] = {}
+
+    @property
+    def value(self) -> float:
+        """Top-1 in per cent."""
+        return self.top1
+
     def summary(self) -> dict[str, Any]:
         """The measured numbers, for JSON."""
         return {"images": self.images, "top1": self.top1, "top5": self.top5}
+
+    def shown(self, title: str) -> list[str | Table]:
+        """One line for the terminal; `title` names the network."""
+        return [f"{title}: top-1 {self.top1:.2f} %, top-5 {self.top5:.2f} % of {self.images} images"]
 
 
 def evaluate(
@@ -62,7 +81,11 @@ def evaluate(
         progress(start + len(paths), len(items))
     rank = np.array(ranks)
     return Accuracy(
-        len(items), 100 * float((rank < 1).mean()), 100 * float((rank < 5).mean()), tuple(predictions)
+        str(data),
+        len(items),
+        100 * float((rank < 1).mean()),
+        100 * float((rank < 5).mean()),
+        tuple(predictions),
     )
 
 

@@ -1,4 +1,4 @@
-"""A run or an engine as one network to be evaluated, and what is kept of its results."""
+"""A run or an engine as one network to be evaluated, by the metric of its task."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
+from vitkit.evaluate.results import Result
 from vitkit.runtimes.card import ModelCard, read_card
+from vitkit.runtimes.errors import BadRequest
+from vitkit.runtimes.tasks import TASKS, task_module
 
 
 class Network(NamedTuple):
@@ -41,3 +44,26 @@ def open_network(path: Path, threads: int | None = None) -> Network:
         return Network(run.card, source.predict, lambda: None, source.decisions)
     engine = open_engine(path, threads=threads)
     return Network(engine.card, engine.run_batched, engine.close)
+
+
+def evaluate(
+    network: Network,
+    data: Path,
+    progress: Callable[[int, int], object] = lambda done, total: None,
+    **options: Any,
+) -> Result:
+    """Evaluate a network on labelled data by the metric of its task; `progress` gets (images done, in all).
+
+    `options` are the metric's own, such as `split` of panoptic sets. Raises BadRequest for an option that
+    the task does not have, and what the metric's `evaluate` raises.
+    """
+    metric = task_module(network.card.task, "metric")
+    for option in options:
+        if option not in metric.OPTIONS:
+            tasks = [task for task in TASKS if option in task_module(task, "metric").OPTIONS]
+            raise BadRequest(
+                f"{option} is an option of {' and '.join(tasks) or 'no task'}; {network.card.name} does "
+                f"{network.card.task}"
+            )
+    result: Result = metric.evaluate(network, data, progress=progress, **options)
+    return result

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from numpy.typing import NDArray
 
 from vitkit.data.coco import Box, Category, PanopticImage, PanopticSet, SegmentInfo
 from vitkit.data.coco.ids import measure_segments, read_ids
-from vitkit.data.coco.write import write_predictions
+from vitkit.data.coco.read import read_split
+from vitkit.data.coco.write import check_predictions_path, write_predictions
 from vitkit.evaluate.classes import matching_categories
 from vitkit.evaluate.network import Network
 from vitkit.evaluate.panoptic_quality import PanopticQuality, QualityReport
@@ -22,26 +24,35 @@ from vitkit.runtimes.image import placement, prepare_batch, read_image
 from vitkit.runtimes.panoptic import Panoptic, Segment
 from vitkit.runtimes.tasks import decoder
 
+# Options of `evaluate` beside the network and the data, for the command line.
+OPTIONS = ("split", "fast", "save")
+
 
 def evaluate(
     network: Network,
-    truth: PanopticSet,
-    *,
-    fast: bool = False,
+    data: Path | PanopticSet,
     progress: Callable[[int, int], object] = lambda done, total: None,
-    keep: Callable[[PanopticImage, Panoptic, tuple[SegmentInfo, ...]], object] = lambda *result: None,
+    *,
+    split: str | None = None,
+    fast: bool = False,
     save: Path | None = None,
+    keep: Callable[[PanopticImage, Panoptic, tuple[SegmentInfo, ...]], object] = lambda *result: None,
     merge: Callable[[NDArray[np.float64]], NDArray[np.float64]] = lambda counts: counts,
 ) -> QualityReport:
     """Segment every image of a panoptic set and compare with its truth, at each image's own size.
 
-    `fast` decodes in the fast mode. `keep` hears every image with its result and the result's segments in
-    the data set's categories. `save` is a file for them in COCO's format (see `write_predictions`). Where
-    several processes take a part of the images each, `merge` adds their counts up. Raises BadInput for
-    categories that the network lacks, and unreadable images; BadRequest where `save` exists.
+    `data` is a set or its folder, of which `split` is read (see `read_split`); `progress` gets (images done,
+    images in all). `fast` decodes in the fast mode. `save` is a file for the predictions in COCO's format
+    (see `write_predictions`). `keep` gets every image with its result and the result's segments in the
+    set's categories. If several processes evaluate a part of the images each, `merge` adds up their counts.
+    Raises BadInput for classes that the set lacks, and unreadable images; BadRequest if `save` exists;
+    BadArtifact for a network of another task.
     """
     if network.card.task != "panoptic":
         raise BadArtifact(f"{network.card.name} does {network.card.task}, not panoptic segmentation")
+    if save is not None:
+        check_predictions_path(save)
+    truth = read_split(data, split) if isinstance(data, Path) else data
     categories = matching_categories(network.card, truth.categories)
     decode = decoder(network.card, {"fast": fast})
     quality = PanopticQuality(truth.categories)
@@ -65,7 +76,14 @@ def evaluate(
     else:
         write_predictions(save, results(), truth.categories)
     quality.merge(merge)
-    return quality.report()
+    return replace(quality.report(), data=str(truth.source), settings={"fast": fast})
+
+
+def save_predictions(path: Path, card: ModelCard, results: Iterable[tuple[int | str, Panoptic]]) -> None:
+    """Write (image id, result) in COCO's format, with the categories of the card; see `write_predictions`."""
+    categories = card_categories(card)
+    predictions = ((number, r.ids, coco_segments(r, categories)) for number, r in results)
+    write_predictions(path, predictions, categories)
 
 
 def coco_segments(

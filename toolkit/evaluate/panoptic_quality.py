@@ -21,8 +21,8 @@ in one of the two.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from vitkit.data.coco import Category, PanopticSet, SegmentInfo
 from vitkit.data.coco.ids import MAX_ID, check_ids, read_ids
 from vitkit.data.coco.read import read_predictions
+from vitkit.evaluate.results import Table
 from vitkit.runtimes.errors import BadInput, BadRequest
 
 Counts = NDArray[np.int64]
@@ -62,7 +63,10 @@ class ClassQuality:
 
 @dataclass(frozen=True)
 class QualityReport:
-    """Quality over all categories, over things, over stuff; mIoU in per cent; the classes that occur."""
+    """Quality over all categories, over things, over stuff; mIoU in per cent; the classes that occur.
+
+    See `vitkit.evaluate.results.Result`.
+    """
 
     images: int
     all: Quality
@@ -70,10 +74,31 @@ class QualityReport:
     stuff: Quality
     miou: float
     classes: dict[str, ClassQuality]
+    data: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    metric = "PQ"
+
+    @property
+    def value(self) -> float:
+        """PQ over all categories, in per cent."""
+        return self.all.pq
 
     def summary(self) -> dict[str, Any]:
-        """The same as plain dictionaries and numbers, for JSON."""
-        return asdict(self)
+        """The figures as plain dictionaries and numbers, for JSON."""
+        body = asdict(self)
+        return {key: body[key] for key in ("images", "all", "things", "stuff", "miou", "classes")}
+
+    def shown(self, title: str) -> list[str | Table]:
+        """A table and a line for the terminal; `title` names the network or the predictions."""
+        title += " (fast)" if self.settings.get("fast") else ""
+        rows = []
+        for name, part in {"all": self.all, "things": self.things, "stuff": self.stuff}.items():
+            # Of equal width, so that the points stand below each other.
+            figures = (f"{value:6.2f}" for value in (part.pq, part.sq, part.rq))
+            rows.append((name, *figures, part.categories))
+        columns = ("", "PQ", "SQ", "RQ", "categories")
+        return [Table(columns, rows, f"{title}: {self.images} images"), f"mIoU {self.miou:.2f} %"]
 
 
 class PanopticQuality:

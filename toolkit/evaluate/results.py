@@ -1,23 +1,52 @@
-"""What is kept of an evaluation, as JSON: `vitkit evaluate --json` writes it, `vitkit report` reads it."""
+"""What an evaluation found, and how it is kept: `vitkit evaluate --json` writes it, `vitkit report` reads it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
-from vitkit.evaluate.accuracy import Accuracy
-from vitkit.evaluate.panoptic_quality import QualityReport
 from vitkit.runtimes.card import Artifact, ModelCard
 
 FORMAT = 1
 
 
-def to_json(
-    path: Path, card: ModelCard, data: str, found: Accuracy | QualityReport, **options: Any
-) -> dict[str, Any]:
-    """What was measured on which network, told by the hashes of its files, and on which data.
+class Table(NamedTuple):
+    """A table for the terminal."""
 
-    `size_bytes` is that of an engine, None for a run. `options` are the settings that change the figures.
+    columns: Sequence[str]
+    rows: Sequence[Sequence[object]]
+    title: str
+
+
+class Result(Protocol):
+    """The figures of one evaluation.
+
+    `data` is the folder or file of the truth, `images` their number, `metric` the name of the task's main
+    figure and `value` that figure in per cent. `settings` are options that change the figures.
+    """
+
+    @property
+    def data(self) -> str: ...
+    @property
+    def images(self) -> int: ...
+    @property
+    def metric(self) -> str: ...
+    @property
+    def value(self) -> float: ...
+    @property
+    def settings(self) -> Mapping[str, Any]: ...
+    def summary(self) -> dict[str, Any]:
+        """All figures as plain numbers and dictionaries, for JSON."""
+
+    def shown(self, title: str) -> list[str | Table]:
+        """The figures as lines and tables for the terminal; `title` names the network."""
+
+
+def to_json(path: Path, card: ModelCard, result: Result) -> dict[str, Any]:
+    """A result with the network at `path`, identified by the hashes of its files.
+
+    `size_bytes` is that of an engine, None for a run.
     """
     artifact = Artifact(path, card)
     return {
@@ -29,7 +58,9 @@ def to_json(
         "precision": card.precision,
         "files": artifact.hashes(),
         "size_bytes": artifact.size_bytes if card.engine else None,
-        "data": data,
-        **options,
-        **found.summary(),
+        "data": result.data,
+        "metric": result.metric,
+        "value": result.value,
+        **result.settings,
+        **result.summary(),
     }

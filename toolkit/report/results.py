@@ -91,7 +91,7 @@ def _read(path: Path) -> Sequence[BenchReport | Evaluation]:
         if not reports:
             raise BadInput(f"{path} holds no results; measure with: vitkit bench ARTIFACT --json {path}")
         return reports
-    if isinstance(body, dict) and "network" in body and ("top1" in body or "all" in body):
+    if isinstance(body, dict) and "network" in body and body.keys() & {"metric", "top1", "all"}:
         return [_evaluation(body, path)]
     predictions = isinstance(body, dict) and "predictions" in body
     raise BadInput(
@@ -117,10 +117,10 @@ def _evaluation(body: dict[str, Any], path: Path) -> Evaluation:
 def _checked(body: dict[str, Any]) -> Evaluation:
     texts = {key: body[key] for key in ("artifact", "name", "target", "precision", "data")}
     files, size, images, fast = body["files"], body["size_bytes"], body["images"], body.get("fast", False)
-    metric, value = ("top-1", body["top1"]) if "top1" in body else ("PQ", body["all"]["pq"])
+    metric, value = _figure(body)
     known = isinstance(files, dict) and files and all(isinstance(each, str) for each in files.values())
     for what, good in {
-        "the texts": all(isinstance(text, str) for text in texts.values()),
+        "the texts": all(isinstance(text, str) for text in (*texts.values(), metric)),
         "'files'": known,
         "'size_bytes'": size is None or (type(size) is int and size >= 0),
         "'images'": type(images) is int and images > 0,
@@ -141,6 +141,13 @@ def _checked(body: dict[str, Any]) -> Evaluation:
         images=images,
         fast=fast,
     )
+
+
+def _figure(body: dict[str, Any]) -> tuple[str, Any]:
+    """The name and the value of the main figure, which earlier results did not name."""
+    if "metric" in body:
+        return body["metric"], body["value"]
+    return ("top-1", body["top1"]) if "top1" in body else ("PQ", body["all"]["pq"])
 
 
 def _wilson(share: float, n: int) -> tuple[float, float]:
