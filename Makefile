@@ -4,8 +4,8 @@ BIN := .venv/bin
 
 .PHONY: demo test test-arm lint types bench clean
 
-# About five minutes after the installation; DEMO=--full is the long one, DEMO=--quick only shows that all works.
-demo: .venv/installed
+# About five minutes after the installation. DEMO=--full is the long one, DEMO=--quick only shows that all works.
+demo: $(if $(findstring full,$(DEMO)),.venv/installed,.venv/exporting)
 	$(BIN)/vitkit demo demo $(DEMO)
 
 test: lint types
@@ -34,13 +34,17 @@ bench: .venv/installed
 	$(BIN)/python benchmarks/overhead.py
 
 # torch first: timm and torchvision, resolved together with it, may pick a newer one with CUDA packages.
-.venv/installed: pyproject.toml constraints.txt
-	@echo "[1/3] an environment in .venv and torch; the installation is 3 GB, about 2 minutes on a fast line"
+.venv/exporting: pyproject.toml constraints.txt
+	@echo "[1/2] an environment in .venv, and torch; about 75 s left of the installation (1.7 GB)"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/pip install --quiet --constraint constraints.txt torch
-	@echo "[2/3] what building needs; about 75 s left"
 	@$(BIN)/pip install --quiet --constraint constraints.txt setuptools wheel
-	@echo "[3/3] vitkit and the packages of all its extras; about 70 s left"
+	@echo "[2/2] vitkit and the packages that make engines; about 40 s left of the installation"
+	@$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[export]"
+	@touch .venv/exporting
+
+.venv/installed: .venv/exporting
+	@echo "the packages for TFLite engines and for tests: about 45 s, 1.1 GB"
 	@$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[export,tflite-export,dev]"
 	@touch .venv/installed
 
