@@ -445,7 +445,7 @@ def check_files(folder: Path, card: ModelCard, keep: Collection[str] = ()) -> di
 
 
 def _verified(path: Path, expected: str | None, *, keep: bool) -> bytes | None:
-    """A file's bytes, or None unless `keep`; raises ValueError saying how it differs from what is expected."""
+    """A file's bytes, or None unless `keep`; raises ValueError saying how it differs."""
     try:
         with open_file(path, MAX_ENGINE_BYTES) as file:
             size, found = os.fstat(file.fileno()).st_size, None

@@ -1,4 +1,4 @@
-"""From the opening of a session to its end: calls that still run when it is closed, and forks of its process."""
+"""The life of a session: calls that still run when it is closed, and forks of its process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an evaluation found, and how it is kept: `vitkit evaluate --json` writes it, `vitkit report` reads it."""
+"""Results of evaluations as files: `vitkit evaluate --json` writes them, `vitkit report` reads them."""
 
 from __future__ import annotations
 
@@ -27,15 +27,25 @@ class Result(Protocol):
     """
 
     @property
-    def data(self) -> str: ...
+    def data(self) -> str:
+        """Folder or file of the truth."""
+
     @property
-    def images(self) -> int: ...
+    def images(self) -> int:
+        """Number of images."""
+
     @property
-    def metric(self) -> str: ...
+    def metric(self) -> str:
+        """Name of the task's main figure."""
+
     @property
-    def value(self) -> float: ...
+    def value(self) -> float:
+        """The main figure in per cent."""
+
     @property
-    def settings(self) -> Mapping[str, Any]: ...
+    def settings(self) -> Mapping[str, Any]:
+        """Options that change the figures."""
+
     def summary(self) -> dict[str, Any]:
         """All figures as plain numbers and dictionaries, for JSON."""
 
