@@ -31,12 +31,12 @@ def paint(
     size: Size,
     labels: Sequence[str],
 ) -> Panoptic:
-    """Accept slots, best first, and write their free pixels."""
+    """Accept slots, best first, and write their free pixels; `masks` are overwritten."""
     free = np.full(masks.bits.shape[1:], 255, np.uint8)
     regions: dict[tuple[bool, int], _Region] = {}
     for i in np.argsort(-scores, kind="stable"):
-        bits = masks.bits[i] & free
-        if not (count_bits(bits) > parameters.overlap * masks.areas[i]):
+        bits = np.bitwise_and(masks.bits[i], free, out=masks.bits[i])
+        if count_bits(bits) <= parameters.overlap * masks.areas[i]:
             continue
         free &= ~bits
         thing, index = bool(candidates.thing[i]), int(candidates.classes[i])
