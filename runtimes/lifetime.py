@@ -83,7 +83,8 @@ class Lifetime:
         self._changed = Condition()
         if self._freed:
             return
-        self.inherited = True
+        # As if it were freed, which here is never done.
+        self.inherited = self._freed = True
         self._refusal = f"the engine of {self._path} was opened in another process; open it after the fork"
         # A reference that nobody gives back: even at the end of the interpreter nothing is destroyed.
         _hold_for_ever(ctypes.py_object(self._session))

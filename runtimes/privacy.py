@@ -9,7 +9,7 @@ import os
 import sys
 
 # What a package reads when it is first imported. A variable that the user has set stays as it is.
-VARIABLES = {"ORT_DISABLE_TELEMETRY": "1"}
+VARIABLES = {"ORT_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 # OpenVINO and NNCF report if this package is there, and only its absence stops both: there is no variable.
 ABSENT = "openvino_telemetry"
 

@@ -92,6 +92,42 @@ def test_free_batches_follow_the_feeds(tmp_path):
         assert np.array_equal(session.run({"in": feed})["out"], feed)
 
 
+def test_a_batch_that_failed_leaves_no_half_set_shapes(tmp_path, monkeypatch):
+    session = session_of(
+        quantise_file(("FLOAT32", "INT8"), [None, (0.5, 0)], signature=[-1, 2, 2, 3]), tmp_path
+    )
+    one, two = np.ones((1, 2, 2, 3), np.float32), np.ones((2, 2, 2, 3), np.float32)
+    assert np.array_equal(session.run({"in": one})["out"], one)
+
+    def fail():
+        raise MemoryError
+
+    monkeypatch.setattr(session._interpreter, "allocate_tensors", fail)
+    with pytest.raises(MemoryError):
+        session.run({"in": two})
+    monkeypatch.undo()
+    # The interpreter has the shape of two by now, and the memory of neither.
+    for feed in (one, two):
+        assert np.array_equal(session.run({"in": feed})["out"], feed)
+
+
+def test_opening_asks_for_no_details_of_operators(tmp_path, monkeypatch):
+    """For a large network they cost several times what the vendor takes to open it."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    def slow(*arguments):
+        raise AssertionError("asked for details")
+
+    with monkeypatch.context() as patch:
+        for name in ("get_tensor_details", "_get_ops_details", "_get_op_details"):
+            patch.setattr(Interpreter, name, slow)
+        session = session_of(quantise_file(("UINT8", "INT8"), [(1 / 128, 127), (1 / 64, -1)]), tmp_path)
+    # XNNPACK leaves the file's only operator to TFLite, or takes it over.
+    kinds = {kind for kind, _ in session.operators()}
+    assert "QUANTIZE" in kinds
+    assert session.settings["delegate"] == ("XNNPACK" if "DELEGATE" in kinds else "none")
+
+
 def test_a_file_that_others_made_knows_the_photographs(mobilenet, real_photos):
     network = open_network(mobilenet, threads=1)
     accuracy = evaluate(network, real_photos)
@@ -126,6 +162,60 @@ def test_feeds_are_checked_and_results_are_the_callers(mobilenet):
         kept = first.copy()
         engine.run({"input": np.zeros_like(pixels)})
         assert np.array_equal(first, kept)
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        "SystemError('initialization of _pywrap_tensorflow_interpreter_wrapper raised unreported exception')",
+        "ImportError('A module that was compiled using NumPy 1.x cannot be run in NumPy 2.4')",
+    ],
+)
+def test_the_older_runtime_beside_numpy_2_says_the_cure(failure, tmp_path):
+    package = tmp_path / "tflite_runtime"
+    package.mkdir()
+    (package / "__init__.py").write_text("__version__ = '2.14.0'")
+    (package / "interpreter.py").write_text(f"raise {failure}")
+    code = (
+        "import sys\n"
+        "sys.modules['ai_edge_litert'] = None\n"
+        "from vitkit import MissingBackend, doctor\n"
+        "from vitkit.runtimes.engine import RUNTIMES, runtime_module\n"
+        "try:\n"
+        "    runtime_module('tflite')\n"
+        "except MissingBackend as error:\n"
+        "    print(error)\n"
+        "print(doctor._target('tflite', RUNTIMES['tflite'], []).remedy)\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": str(tmp_path)},
+    )
+    error, remedy = run.stdout.strip().splitlines()
+    for text in (error, remedy):
+        assert "pip install 'numpy<2', or pip install ai-edge-litert" in text
+    assert f"built for NumPy 1, here is NumPy {np.__version__}" in error
+    assert "vitkit[tflite]" not in error
+
+
+def test_without_any_runtime_the_newer_one_is_named():
+    code = (
+        "import sys\n"
+        "sys.modules['ai_edge_litert'] = None\n"
+        "sys.modules['tflite_runtime'] = None\n"
+        "import vitkit.runtimes.engine as engine\n"
+        "try:\n"
+        "    engine.runtime_module('tflite')\n"
+        "except engine.MissingBackend as error:\n"
+        "    print(error)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.count("ai_edge_litert") >= 1
+    assert "tflite_runtime" not in run.stdout
+    assert "pip install 'vitkit[tflite]'" in run.stdout
 
 
 def test_the_older_runtime_stands_in():
