@@ -28,6 +28,7 @@ types: .venv/installed
 	rm -rf build
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/typed .
 	MYPYPATH=build/typed $(BIN)/mypy -p vitkit
+	for example in examples/*.py; do MYPYPATH=build/typed $(BIN)/mypy $$example || exit 1; done
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/engines.py

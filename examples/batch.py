@@ -9,11 +9,12 @@ import vitkit
 
 
 def main(artifact: str, *files: str, together: int = 8) -> None:
-    with vitkit.open_engine(artifact) as engine:
+    with vitkit.open_engine(artifact, task="classification") as engine:
         for start in range(0, len(files), together):
             names = list(files[start : start + together])
+            results: list[vitkit.Classification | str]
             try:
-                results = engine(names)
+                results = [*engine(names)]
             except vitkit.BadInput:
                 # One of them; alone, each file gets its own result or its own error.
                 results = [alone(engine, name) for name in names]
@@ -21,7 +22,7 @@ def main(artifact: str, *files: str, together: int = 8) -> None:
                 print(name, result if isinstance(result, str) else f"{result.label} {result.probability:.3f}")
 
 
-def alone(engine: vitkit.Engine, name: str) -> object:
+def alone(engine: vitkit.Engine[vitkit.Classification], name: str) -> vitkit.Classification | str:
     try:
         return engine(name)
     except vitkit.BadInput as error:

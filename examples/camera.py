@@ -12,7 +12,7 @@ import vitkit
 
 def main(artifact: str, source: str = "0", frames: str = "100") -> None:
     camera = cv2.VideoCapture(int(source) if source.isdigit() else source)
-    with vitkit.open_engine(artifact, threads=2, decode={"top": 3}) as engine:
+    with vitkit.open_engine(artifact, task="classification", threads=2) as engine:
         for _ in range(int(frames)):
             there_is_one, frame = camera.read()
             if not there_is_one:

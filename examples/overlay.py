@@ -10,7 +10,7 @@ import vitkit
 
 def main(artifact: str, image: str, out: str) -> None:
     frame = np.asarray(Image.open(image).convert("RGB"))
-    with vitkit.open_engine(artifact, decode={"fast": True}) as engine:
+    with vitkit.open_engine(artifact, task="panoptic", decode={"fast": True}) as engine:
         result = engine(frame)
     colours = np.random.default_rng(0).integers(0, 256, (len(result.segments) + 1, 3))
     overlay = frame.copy()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -38,6 +40,8 @@ else:
     from typing import TypeVar
 
     Result_co = TypeVar("Result_co", covariant=True)
+
+_log = logging.getLogger(__name__)
 
 Feeds = Mapping[str, NDArray[Any]]
 Outputs = dict[str, NDArray[Any]]
@@ -423,6 +427,7 @@ def open_engine(
     not installed; DeviceError if the device is absent or cannot run this engine; BadRequest for options out
     of range and for an engine of another task.
     """
+    start = time.perf_counter()
     check_threads(threads)
     if not isinstance(path, (str, Path)):
         raise BadRequest(f"the artifact is a {type(path).__name__}; name its folder as text or a Path")
@@ -448,4 +453,6 @@ def open_engine(
     except BadArtifact:
         session.close()
         raise
+    took = 1e3 * (time.perf_counter() - start)
+    _log.debug("opened %s on %s in %.0f ms: %s", artifact.path, device, took, session.settings)
     return Engine(artifact, session, decoding, device)

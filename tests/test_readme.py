@@ -78,3 +78,10 @@ def test_links_lead_somewhere(page):
             headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
             anchors = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
             assert anchor in anchors, f"{page.name} links {target}"
+
+
+def test_the_files_that_contributors_are_sent_to_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = {name for name in re.findall(r"`?((?:[a-z_]+/)+[a-z_]+\.\w+)\b", text) if "NAME" not in name}
+    assert len(named) > 8
+    assert not {name for name in named if not (ROOT / name).exists()}

@@ -70,6 +70,13 @@ def test_quiet_and_verbose_work_before_and_after_the_commands_name(place, tmp_pa
     assert "10 training and 10 validation images" in said("-v")
 
 
+def test_verbose_shows_how_an_engine_was_opened(artifact_of):
+    artifact = artifact_of("onnx", "fp32")
+    line = f"opened {artifact} on cpu in "
+    assert line in vitkit("verify", artifact, "--verbose")[1]
+    assert line not in vitkit("verify", artifact)[1]
+
+
 def test_options_keep_their_help_and_the_log_options_are_on_every_command():
     for command in (["verify"], ["data", "check"], ["device", "add"]):
         text = vitkit(*command, "--help")[0]
