@@ -75,13 +75,15 @@ def _with_log_options(command: Callable[..., Any]) -> Callable[..., Any]:
         show_log(verbose=verbose, quiet=quiet)
         return command(**values)
 
-    own = signature(command)
+    # Typer reads both, and evaluates neither when they are given.
+    own = signature(command, eval_str=True)
     extra = [
         Parameter(name, Parameter.KEYWORD_ONLY, default=False, annotation=kind)
         for name, kind in (("verbose", Verbose), ("quiet", Quiet))
     ]
-    run.__signature__ = own.replace(parameters=[*own.parameters.values(), *extra])  # type: ignore[attr-defined]
-    run.__annotations__ = {**command.__annotations__, "verbose": Verbose, "quiet": Quiet}
+    parameters = [*own.parameters.values(), *extra]
+    run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
 
 

@@ -1,4 +1,4 @@
-"""What an evaluation found, and how it is kept: `vitkit evaluate --json` writes it, `vitkit report` reads it."""
+"""Results of evaluations: their common form, and the JSON that `vitkit report` reads."""
 
 from __future__ import annotations
 
@@ -16,26 +16,32 @@ class Table(NamedTuple):
 
     columns: Sequence[str]
     rows: Sequence[Sequence[object]]
-    title: str
+    title: str | None = None
 
 
 class Result(Protocol):
-    """The figures of one evaluation.
-
-    `data` is the folder or file of the truth, `images` their number, `metric` the name of the task's main
-    figure and `value` that figure in per cent. `settings` are options that change the figures.
-    """
+    """The figures of one evaluation, whatever the task."""
 
     @property
-    def data(self) -> str: ...
+    def data(self) -> str:
+        """The folder or the file of the truth."""
+
     @property
-    def images(self) -> int: ...
+    def images(self) -> int:
+        """How many images were evaluated."""
+
     @property
-    def metric(self) -> str: ...
+    def metric(self) -> str:
+        """The name of the task's main figure, such as `top-1`."""
+
     @property
-    def value(self) -> float: ...
+    def value(self) -> float:
+        """The main figure, in per cent."""
+
     @property
-    def settings(self) -> Mapping[str, Any]: ...
+    def settings(self) -> Mapping[str, Any]:
+        """Options that change the figures."""
+
     def summary(self) -> dict[str, Any]:
         """All figures as plain numbers and dictionaries, for JSON."""
 
