@@ -80,13 +80,8 @@ def evaluate(
         predictions += order[:, 0].tolist()
         progress(start + len(paths), len(items))
     rank = np.array(ranks)
-    return Accuracy(
-        str(data),
-        len(items),
-        100 * float((rank < 1).mean()),
-        100 * float((rank < 5).mean()),
-        tuple(predictions),
-    )
+    top1, top5 = (100 * float((rank < count).mean()) for count in (1, 5))
+    return Accuracy(str(data), len(items), top1, top5, tuple(predictions))
 
 
 def _check_scores(card: ModelCard, scores: NDArray[Any], paths: Sequence[Path], last: int) -> None:

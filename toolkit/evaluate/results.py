@@ -1,4 +1,4 @@
-"""Results of evaluations as files: `vitkit evaluate --json` writes them, `vitkit report` reads them."""
+"""Results of evaluations: their common form, and the JSON that `vitkit report` reads."""
 
 from __future__ import annotations
 
@@ -16,31 +16,27 @@ class Table(NamedTuple):
 
     columns: Sequence[str]
     rows: Sequence[Sequence[object]]
-    title: str
+    title: str | None = None
 
 
 class Result(Protocol):
-    """The figures of one evaluation.
-
-    `data` is the folder or file of the truth, `images` their number, `metric` the name of the task's main
-    figure and `value` that figure in per cent. `settings` are options that change the figures.
-    """
+    """The figures of one evaluation, whatever the task."""
 
     @property
     def data(self) -> str:
-        """Folder or file of the truth."""
+        """The folder or the file of the truth."""
 
     @property
     def images(self) -> int:
-        """Number of images."""
+        """How many images were evaluated."""
 
     @property
     def metric(self) -> str:
-        """Name of the task's main figure."""
+        """The name of the task's main figure, such as `top-1`."""
 
     @property
     def value(self) -> float:
-        """The main figure in per cent."""
+        """The main figure, in per cent."""
 
     @property
     def settings(self) -> Mapping[str, Any]:
