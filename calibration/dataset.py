@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from vitkit.runtimes.card import ImageSpec, sha256
 from vitkit.runtimes.errors import BadInput, BadRequest
-from vitkit.runtimes.image import find_images, prepare_batch, read_image
+from vitkit.runtimes.image import prepare_batch, read_image
+from vitkit.runtimes.listing import find_images
 
 MINIMUM = 16
 DEFAULT_COUNT = 128

@@ -7,19 +7,38 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vitkit.runtimes.card import ImageSpec
-from vitkit.runtimes.errors import BadInput, MissingBackend
+from vitkit.runtimes.errors import BadInput, VitkitError
+from vitkit.runtimes.listing import find_images
+from vitkit.runtimes.pillow import pillow
+from vitkit.runtimes.reading import open_file
 
 Image = NDArray[np.uint8]
 
-SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"))
+# Beyond it, a file is no image that Pillow would decode: it refuses more than 179 megapixels.
+MAX_FILE_BYTES = 2 << 30
+# EXIF's tag 274: how the stored image is turned to be upright (EXIF 2.32, section 4.6.4).
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
 # Beyond it, an image that covers the engine's input would not fit into memory.
 MAX_ASPECT = 100
+# Pixels of an image that is resized whole, in a few milliseconds.
+_SMALL, _SMALLER = 1 << 19, 1.5
+# Pixels that may be resized beyond each edge of a crop for an edge that float32 holds more exactly.
+_SLACK = 16
 
 
 @dataclass(frozen=True)
@@ -43,49 +62,47 @@ class Placement:
         return photo
 
 
-def _pillow() -> Any:
-    # Imported here: an app whose frames already have the engine's size needs no Pillow.
-    try:
-        import PIL.Image
-        import PIL.ImageOps
-    except ImportError as error:
-        raise MissingBackend("pillow", "onnx", error) from None
-    return PIL
-
-
-def find_images(folder: Path) -> list[Path]:
-    """All image files below a folder, sorted by path; hidden files and folders are left out.
-
-    Raises BadInput where the folder does not exist.
-    """
-    if not folder.is_dir():
-        raise BadInput(f"the image folder {folder} does not exist or is not a folder")
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    visible = (p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
-    return sorted(visible, key=lambda path: path.relative_to(folder).as_posix())
-
-
 def read_image(path: str | Path, content: bytes | None = None) -> Image:
     """Decode an image file, upright, to (H, W, 3) uint8 RGB; `content` are its bytes where they are at hand.
 
-    Raises BadInput where the file is missing, damaged, or holds more than 8 bits a channel.
+    An image whose EXIF header is damaged comes as it is stored. Raises BadInput where the file is missing,
+    damaged, no regular file, or holds more than 8 bits a channel.
     """
-    pil = _pillow()
-    source = path if content is None else io.BytesIO(content)
     try:
-        with warnings.catch_warnings(), pil.Image.open(source) as image:
-            # From 90 megapixels on Pillow warns; it refuses what can only be an attack by itself.
-            warnings.simplefilter("ignore")
-            # Pillow calls 16-bit colour plain RGB; the decoder's raw mode tells.
-            deep = any(";16" in str(tile[3]) for tile in image.tile)
-            if deep or image.mode.startswith(("I", "F")):
-                raise BadInput(f"{path} has more than 8 bits a channel ({image.mode}); convert it first")
-            return np.asarray(pil.ImageOps.exif_transpose(image).convert("RGB"))
-    except BadInput:
+        if content is not None:
+            return _decoded(io.BytesIO(content), path)
+        with open_file(path, MAX_FILE_BYTES) as file:
+            return _decoded(file, path)
+    except VitkitError:
         raise
     # Pillow's decoders raise many types on hostile bytes (SyntaxError, struct.error, ValueError, ...).
     except Exception as error:
         raise BadInput(f"{path} cannot be read as an image: {error}") from None
+
+
+def _decoded(source: BinaryIO, path: str | Path) -> Image:
+    pil = pillow()
+    with warnings.catch_warnings(), pil.Image.open(source) as image:
+        # From 90 megapixels on Pillow warns; it refuses what can only be an attack by itself.
+        warnings.simplefilter("ignore")
+        # Pillow calls 16-bit colour plain RGB; the decoder's raw mode tells.
+        deep = any(";16" in str(tile[3]) for tile in image.tile)
+        if deep or image.mode.startswith(("I", "F")):
+            raise BadInput(f"{path} has more than 8 bits a channel ({image.mode}); convert it first")
+        image.load()
+        turned = _UPRIGHT.get(_orientation(image))
+        upright = image.transpose(pil.Image.Transpose[turned]) if turned else image
+        return np.asarray(upright.convert("RGB"))
+
+
+def _orientation(image: Any) -> int:
+    """EXIF's orientation of a loaded image, 1 (as it is stored) where there is none that can be read."""
+    try:
+        found = image.getexif().get(_ORIENTATION, 1)
+    # A damaged header raises as many types as a damaged image.
+    except Exception:
+        return 1
+    return found if isinstance(found, int) else 1
 
 
 def sample_photos(folder: Path, count: int) -> list[tuple[str, Image]]:
@@ -165,18 +182,74 @@ def placement(height: int, width: int, spec: ImageSpec) -> Placement:
 
 
 def resize_and_crop(image: Image, spec: ImageSpec) -> Image:
-    """(H, W, 3) RGB -> (size[0], size[1], 3) RGB uint8: cover and crop, or contain and pad."""
+    """(H, W, 3) RGB -> (size[0], size[1], 3) RGB uint8: cover and crop, or contain and pad.
+
+    Of a large image only what the crop keeps is resized, as from a camera; single pixels differ then by one
+    grey level from resizing the whole image, since Pillow takes the coordinates of a part as float32. Images
+    of up to half a megapixel, which cost little, are equal to what torchvision makes of them.
+    """
     resized = _resized_size(image.shape[0], image.shape[1], spec)
+    origin = _crop_origin(resized, spec)
     if resized != image.shape[:2]:
-        pil = _pillow()
-        resample = pil.Image.Resampling[spec.interpolation.upper()]
-        image = np.asarray(pil.Image.fromarray(image).resize(resized[::-1], resample))
+        rows, columns = _resized_part(image.shape[:2], resized, origin, spec)
+        image = _resize_part(image, resized, rows, columns, spec)
+        origin = (origin[0] - rows[0], origin[1] - columns[0])
     if spec.fit == "contain" and resized != spec.size:
         padded = np.full((*spec.size, 3), spec.pad, np.uint8)
         padded[: resized[0], : resized[1]] = image
         return padded
-    top, left = _crop_origin(resized, spec)
+    top, left = origin
     return image[top : top + spec.size[0], left : left + spec.size[1]]
+
+
+def _resize_part(
+    image: Image, resized: tuple[int, int], rows: tuple[int, int], columns: tuple[int, int], spec: ImageSpec
+) -> Image:
+    """Those rows and columns of the image resized to `resized`."""
+    pil = pillow()
+    tall, wide = image.shape[0] / resized[0], image.shape[1] / resized[1]
+    box = (columns[0] * wide, rows[0] * tall, columns[1] * wide, rows[1] * tall)
+    size = (columns[1] - columns[0], rows[1] - rows[0])
+    resample = pil.Image.Resampling[spec.interpolation.upper()]
+    # Rounded, the last edge could lie a little outside.
+    box = (*box[:2], min(box[2], image.shape[1]), min(box[3], image.shape[0]))
+    return np.asarray(pil.Image.fromarray(image).resize(size, resample, box=box))
+
+
+def _resized_part(
+    shape: tuple[int, ...], resized: tuple[int, int], origin: tuple[int, int], spec: ImageSpec
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The rows and columns of the resized image to compute: all that the crop keeps, at times more."""
+    # Scaled down less, single pixels would differ by two levels; the nearest pixel would jump.
+    smaller = all(_SMALLER * resized[i] <= shape[i] for i in range(2))
+    if smaller and shape[0] * shape[1] > _SMALL and spec.fit == "cover" and spec.interpolation != "nearest":
+        for slack in (_SLACK, 0):
+            rows, columns = (_span(shape[i], resized[i], origin[i], spec.size[i], slack) for i in range(2))
+            kept = (rows[1] - rows[0], columns[1] - columns[0])
+            # Pillow rounds between its passes, so that their order must be that of the whole image.
+            if _vertical_first(shape, resized) == _vertical_first(shape, kept):
+                return rows, columns
+    return (0, resized[0]), (0, resized[1])
+
+
+def _vertical_first(shape: tuple[int, ...], size: tuple[int, int]) -> bool:
+    """Whether Pillow resizes rows before columns: ImagingResampleInner in the Resample.c of Pillow 13.
+
+    Older versions never do, to which no order is different.
+    """
+    return shape[0] - size[0] > max(0, 2 * (shape[1] - size[1]))
+
+
+def _span(length: int, resized: int, start: int, count: int, slack: int) -> tuple[int, int]:
+    """A span of a resized axis around `count` places from `start`, its edges where float32 is most exact."""
+    before = np.arange(start, max(0, start - slack) - 1, -1)
+    after = np.arange(start + count, min(resized, start + count + slack) + 1)
+    first, last = (int(p[np.argmin(_float32_error(p * length / resized))]) for p in (before, after))
+    return first, last
+
+
+def _float32_error(places: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.abs(places - places.astype(np.float32))
 
 
 def prepare(image: Image, spec: ImageSpec) -> NDArray[Any]:

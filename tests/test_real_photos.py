@@ -15,7 +15,8 @@ from vitkit.calibration.dataset import calibration_set
 from vitkit.exporters.source import Source
 from vitkit.models import build, run_card
 from vitkit.runtimes import ImageSpec
-from vitkit.runtimes.image import find_images, read_image, resize_and_crop, sample_photos
+from vitkit.runtimes.image import read_image, resize_and_crop, sample_photos
+from vitkit.runtimes.listing import find_images
 
 
 def test_preparation_equals_torchvision_on_every_photo(real_photos):

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from importlib import import_module
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps, TiffImagePlugin
 
 from vitkit.runtimes import BadInput, ImageSpec
 from vitkit.runtimes.image import (
-    find_images,
+    _crop_origin,
+    _resized_part,
+    _resized_size,
     generated_photos,
     placement,
     prepare,
@@ -41,6 +44,45 @@ def test_square_preparation_equals_torchvision(height, width, side):
     )
     expected = np.asarray(steps(Image.fromarray(image)))
     assert np.array_equal(resize_and_crop(image, spec), expected)
+
+
+def resized_whole(image, spec):
+    """The whole image resized, then cropped: what `resize_and_crop` stands for."""
+    resized = _resized_size(image.shape[0], image.shape[1], spec)
+    whole = Image.fromarray(image).resize(resized[::-1], Image.Resampling[spec.interpolation.upper()])
+    top, left = _crop_origin(resized, spec)
+    return np.asarray(whole)[top : top + spec.size[0], left : left + spec.size[1]]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    height=st.integers(300, 1500),
+    width=st.integers(300, 1500),
+    size=st.tuples(*[st.sampled_from([1, 7, 32, 96, 224, 299, 518])] * 2),
+    crop=st.sampled_from([0.4, 0.875, 0.9, 1.0]) | st.floats(0.4, 1),
+    interpolation=st.sampled_from(["nearest", "bilinear", "bicubic"]),
+)
+@example(1080, 1920, (224, 224), 0.9, "bicubic")
+@example(1920, 1080, (224, 224), 0.9, "bicubic")
+@example(2160, 1080, (224, 224), 0.875, "bicubic")
+@example(1500, 1000, (64, 299), 0.5, "bilinear")
+@example(1000, 1000, (64, 299), 0.9, "nearest")
+def test_resizing_only_what_is_kept_equals_resizing_all(height, width, size, crop, interpolation):
+    spec = ImageSpec(size, crop_pct=crop, interpolation=interpolation)
+    assume(max(_resized_size(height, width, spec)) < 2500)
+    image = noise(height, width)
+    apart = resized_whole(image, spec).astype(int) - resize_and_crop(image, spec)
+    assert np.abs(apart).max() <= (0 if interpolation == "nearest" else 1)
+    assert np.count_nonzero(apart) <= max(3, 0.05 * apart.size)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1080, 1920), (1920, 1080), (3024, 4032)])
+def test_a_frame_of_a_camera_is_not_resized_whole(height, width):
+    spec = ImageSpec((224, 224))
+    resized = _resized_size(height, width, spec)
+    rows, columns = _resized_part((height, width), resized, _crop_origin(resized, spec), spec)
+    computed = (rows[1] - rows[0]) * (columns[1] - columns[0])
+    assert 224 * 224 <= computed < min(0.8 * resized[0] * resized[1], 1.2 * 224 * 224)
 
 
 @settings(max_examples=60, deadline=None)
@@ -110,6 +152,70 @@ def test_files_of_every_kind_become_upright_rgb(tmp_path):
     assert np.array_equal(read_image(tmp_path / "turned.png"), np.rot90(np.asarray(image), -1))
 
 
+KINDS = ["png", "webp", "jpg", "tif"]
+
+
+def damaged_exif(folder, kind, header):
+    """A 30 x 20 image whose EXIF header is `header`."""
+    path = folder / f"x.{kind}"
+    image = Image.fromarray(noise(20, 30))
+    if kind == "tif":
+        # Tag 34665 points at EXIF's own directory: here beyond the file, or at nonsense.
+        tags = TiffImagePlugin.ImageFileDirectory_v2()
+        tags[34665] = int.from_bytes(header[:4], "little")
+        image.save(path, tiffinfo=tags)
+    else:
+        image.save(path, exif=header, **({"lossless": True} if kind == "webp" else {}))
+    return path
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"nonsense",
+        b"Exif\0\0",
+        b"Exif\0\0\0\x08\0\2\x01\x12\0\3\0\0",
+        b"Exif\0\0MM\0*\xff\xff\xff\xff",
+        b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01\3\0",
+        # The orientation, as text.
+        b"Exif\0\0II*\0\x08\0\0\0\1\0\x12\1\2\0\2\0\0\0006\0\0\0\0\0\0\0",
+    ],
+)
+def test_a_damaged_exif_header_leaves_the_image_as_it_stands(tmp_path, kind, header):
+    image = read_image(damaged_exif(tmp_path, kind, header))
+    assert image.shape == (20, 30, 3)
+    if kind != "jpg":
+        assert np.array_equal(image, noise(20, 30))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_becomes_upright(tmp_path, kind, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.fromarray(np.kron(noise(2, 3), np.ones((16, 16, 1), np.uint8)))
+    image.save(tmp_path / f"x.{kind}", exif=exif)
+    with Image.open(tmp_path / f"x.{kind}") as stored:
+        expected = np.asarray(ImageOps.exif_transpose(stored).convert("RGB"))
+    assert np.array_equal(read_image(tmp_path / f"x.{kind}"), expected)
+
+
+def test_a_cut_image_with_a_damaged_exif_header_is_still_unreadable(tmp_path):
+    path = damaged_exif(tmp_path, "jpg", b"nonsense")
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(BadInput, match=r"x\.jpg"):
+        read_image(path)
+
+
+def test_only_regular_files_are_read_as_images(tmp_path):
+    os.mkfifo(tmp_path / "fifo.png")
+    (tmp_path / "zeros.png").symlink_to("/dev/zero")
+    for name in ("fifo.png", "zeros.png"):
+        with pytest.raises(BadInput, match=f"{name}.*not a regular file"):
+            read_image(tmp_path / name)
+
+
 def test_unreadable_files_are_named(tmp_path):
     good = tmp_path / "good.jpg"
     Image.fromarray(noise(60, 60)).save(good)
@@ -138,19 +244,6 @@ def test_unreadable_files_are_named(tmp_path):
 
 def chunk(kind, body):
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-
-def test_found_images_are_sorted_and_visible(tmp_path):
-    for name in ("b/2.PNG", "a.jpg", "b/1.jpeg", ".hidden.jpg", ".cache/3.jpg", "notes.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(b"")
-    assert [p.relative_to(tmp_path).as_posix() for p in find_images(tmp_path)] == [
-        "a.jpg",
-        "b/1.jpeg",
-        "b/2.PNG",
-    ]
-    with pytest.raises(BadInput, match="nowhere"):
-        find_images(tmp_path / "nowhere")
 
 
 def test_generated_photos_repeat_and_differ():

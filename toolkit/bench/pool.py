@@ -9,7 +9,8 @@ import numpy as np
 
 from vitkit.bench.options import BenchOptions
 from vitkit.runtimes.errors import BadInput
-from vitkit.runtimes.image import Image, find_images, generated_photos, read_image
+from vitkit.runtimes.image import Image, generated_photos, read_image
+from vitkit.runtimes.listing import find_images
 
 GENERATED_SIZES = ((480, 640), (640, 480), (600, 800), (720, 1280))
 

@@ -29,7 +29,7 @@ from vitkit.data.coco import Category, default_colour
 from vitkit.data.coco.ids import describe_segments
 from vitkit.data.coco.write import NewImage, check_new_folder, write_panoptic_set
 from vitkit.runtimes.errors import BadInput
-from vitkit.runtimes.image import find_images
+from vitkit.runtimes.listing import find_images
 
 Progress = Callable[[int, int], object]
 # A photograph, and what says what is on it.

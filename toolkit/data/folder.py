@@ -9,7 +9,7 @@ from pathlib import Path
 from unicodedata import normalize
 
 from vitkit.runtimes.errors import BadInput
-from vitkit.runtimes.image import SUFFIXES, find_images
+from vitkit.runtimes.listing import find_images, image_suffixes
 
 Labelled = tuple[Path, str]
 # A message names this many of the classes that are wrong.
@@ -89,7 +89,7 @@ def _check_full(folder: Path, classes: Sequence[str]) -> None:
     if empty := sorted(name for name in names if normalize("NFC", name) not in classes):
         more = f" and {len(empty) - _SHOWN} more" if len(empty) > _SHOWN else ""
         raise BadInput(
-            f"class folders in {folder} hold no image ({' '.join(sorted(SUFFIXES))}; links to "
+            f"class folders in {folder} hold no image ({' '.join(sorted(image_suffixes()))}; links to "
             f"folders are not followed): {', '.join(empty[:_SHOWN])}{more}. Put images there, or remove the "
             f"folder: rmdir {folder / empty[0]}"
         )

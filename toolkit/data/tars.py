@@ -30,7 +30,7 @@ from filelock import FileLock
 from vitkit.runtimes.card import sha256
 from vitkit.runtimes.errors import BadArtifact, BadInput, DeviceError
 from vitkit.runtimes.files import user_folder
-from vitkit.runtimes.image import SUFFIXES
+from vitkit.runtimes.listing import image_suffixes
 
 INDEX_FILE = "index.json"
 FORMAT = 1
@@ -157,7 +157,7 @@ def members(path: Path) -> list[dict[str, Member]]:
 
 def image_ending(sample: dict[str, Member]) -> str | None:
     """Which of a sample's files is its image."""
-    return next((ending for ending in sample if f".{ending}" in SUFFIXES), None)
+    return next((ending for ending in sample if f".{ending}" in image_suffixes()), None)
 
 
 class ShardedImages:

@@ -14,7 +14,8 @@ from vitkit.data.coco.ids import first_few, measure_segments, read_ids
 from vitkit.data.coco.json_file import Complain
 from vitkit.data.coco.read import SplitReader, find_splits, is_file
 from vitkit.runtimes.errors import BadInput
-from vitkit.runtimes.image import find_images, read_image
+from vitkit.runtimes.image import read_image
+from vitkit.runtimes.listing import find_images
 
 Progress = Callable[[int, int], object]
 
