@@ -65,7 +65,8 @@ class CalibrationSet:
             "kept_float": kept_float,
             "files": [{"path": p, "sha256": h} for p, h in zip(self.files, self.hashes, strict=True)],
         }
-        return json.dumps(body, indent=1, ensure_ascii=False) + "\n"
+        # In ASCII, so that names of files that are not UTF-8 can be written too.
+        return json.dumps(body, indent=1) + "\n"
 
 
 def calibration_set(folder: Path, count: int = DEFAULT_COUNT, seed: int = 0) -> CalibrationSet:

@@ -95,8 +95,11 @@ def atomic_folder(out: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all; raises BadRequest where its folder cannot be written."""
-    write_bytes(path, text.encode())
+    """Write a text file whole or not at all; raises BadRequest where its folder cannot be written.
+
+    What is not UTF-8, as in names of files, is written as `\\udce9`: also what JSON has for it.
+    """
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -108,6 +108,11 @@ def _warn_once(text: str) -> None:
     logging.getLogger("vitkit").warning("%s", text)
 
 
+def is_passed_over(name: str) -> bool:
+    """Whether a file or folder of this name is hidden, or is what systems put beside images."""
+    return name.startswith(".") or name.lower() in _SYSTEM_FILES | _SYSTEM_FOLDERS
+
+
 def _walk(folder: Path) -> Iterator[tuple[Path, str | None]]:
     """Files and folders with the reason why they are left out, None for images."""
     root = folder.resolve()
@@ -128,12 +133,12 @@ def _walk(folder: Path) -> Iterator[tuple[Path, str | None]]:
             continue
         for entry in entries:
             path = here / entry.name
-            if entry.name.startswith(".") or entry.name.lower() in _SYSTEM_FILES:
-                continue
-            if not os.path.isdir(path):
+            if not is_passed_over(entry.name) and not os.path.isdir(path):
                 yield path, _reason(path)
             elif entry.name.lower() in _SYSTEM_FOLDERS:
                 yield path, "folders of thumbnails and the like"
+            elif is_passed_over(entry.name):
+                continue
             else:
                 (links if entry.is_symlink() else folders).append(path)
 

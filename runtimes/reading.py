@@ -13,6 +13,8 @@ from typing import Any, BinaryIO
 # Python takes quadratic time for an integer's digits, and refuses more than 4300 since 3.11.
 _DIGITS = 1000
 MAX_JSON_BYTES = 8 << 20
+# Reports hold every time that was measured, indices every shard; data sets describe millions of segments.
+MAX_REPORT_BYTES, MAX_DATA_JSON_BYTES = 256 << 20, 4 << 30
 # The vendors' own formats end at 2 GiB (ONNX, TFLite); OpenVINO's weights and TensorRT's plans may be larger.
 MAX_ENGINE_BYTES = 4 << 30
 
@@ -50,6 +52,14 @@ def read_file(path: str | Path, limit: int) -> bytes:
     if len(content) > limit:
         raise OSError(f"{path} has over {limit} bytes, which is the most that is read")
     return content
+
+
+def read_text(path: str | Path, limit: int = MAX_JSON_BYTES) -> str:
+    """The text of a file in UTF-8, with or without a byte order mark.
+
+    Raises OSError, see `open_file`; UnicodeDecodeError for bytes that are not UTF-8.
+    """
+    return read_file(path, limit).decode("utf-8-sig")
 
 
 def read_json(path: str | Path, limit: int = MAX_JSON_BYTES) -> Any:

@@ -13,6 +13,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from vitkit.bench.trtexec import check_fields
 from vitkit.runtimes.errors import BadInput, BadRequest
 from vitkit.runtimes.files import write_text
+from vitkit.runtimes.reading import MAX_REPORT_BYTES, read_json
 
 FORMAT = 1
 # Samples from which at most one beyond the true percentile has a chance of 1 % or less, so that the
@@ -164,7 +165,7 @@ def save(reports: Sequence[BenchReport], path: Path) -> None:
 def load(path: Path) -> list[BenchReport]:
     """Read what `save` wrote; raises BadInput if the file is missing or is not such a file."""
     try:
-        return from_body(json.loads(path.read_text(encoding="utf-8")), path)
+        return from_body(read_json(path, MAX_REPORT_BYTES), path)
     except (OSError, ValueError, RecursionError) as error:
         raise BadInput(f"{path} is not a file of bench reports: {error!r}") from None
 

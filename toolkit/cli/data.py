@@ -147,11 +147,12 @@ def index(
     """Write the index of tar files that other tools made in webdataset's layout."""
     from vitkit.data.pack import index_shards
     from vitkit.runtimes.errors import BadInput
+    from vitkit.runtimes.reading import read_text
 
     names: list[str] = []
     if classes is not None:
         try:
-            names = classes.read_text(encoding="utf-8").split("\n")
+            names = read_text(classes).split("\n")
         except (OSError, ValueError) as error:
             raise BadInput(f"{classes} cannot be read as text: {error}") from None
     _say_shards(folder, index_shards(folder, [name.strip() for name in names if name.strip()]))

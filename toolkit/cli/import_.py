@@ -93,13 +93,12 @@ def _labels(task: str, classes: int, categories: Path | None) -> Labels | None:
 
 def _read_categories(file: Path) -> Labels:
     """The classes in COCO's panoptic JSON, or in its list of categories alone, in the order of their ids."""
-    import json
-
     from vitkit.models import Labels
     from vitkit.runtimes.errors import BadInput
+    from vitkit.runtimes.reading import MAX_DATA_JSON_BYTES, read_json
 
     try:
-        body = json.loads(file.read_text(encoding="utf-8-sig"))
+        body = read_json(file, MAX_DATA_JSON_BYTES)
     except (OSError, ValueError, RecursionError) as error:
         raise BadInput(f"{file} cannot be read as JSON: {error}") from None
     entries = body.get("categories") if isinstance(body, dict) else body

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from inspect import Parameter, signature
+from io import TextIOWrapper
 from typing import Annotated, Any
 
 import typer
@@ -97,6 +98,10 @@ def main() -> None:
     """Run the command line: exit code 0, 2 for what the user can mend, 1 for a bug or a broken engine."""
     # So that whoever writes a temporary folder gets to remove it.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    # Names of files may be what no encoding has; they are shown as `\\udce9`, also what JSON has for them.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except BrokenPipeError:

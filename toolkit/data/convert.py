@@ -30,6 +30,7 @@ from vitkit.data.coco.ids import describe_segments
 from vitkit.data.coco.write import NewImage, check_new_folder, write_panoptic_set
 from vitkit.runtimes.errors import BadInput
 from vitkit.runtimes.listing import find_images
+from vitkit.runtimes.reading import MAX_DATA_JSON_BYTES, read_text
 
 Progress = Callable[[int, int], object]
 # A photograph, and what says what is on it.
@@ -201,7 +202,7 @@ def _ade20k_categories(path: Path, things: set[int]) -> tuple[Category, ...]:
 
 def _lines(path: Path, origin: str) -> list[str]:
     try:
-        lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        lines = [line for line in read_text(path, MAX_DATA_JSON_BYTES).splitlines() if line.strip()]
     except (OSError, ValueError) as error:
         raise BadInput(f"{path} cannot be read ({error}); it comes with {origin}") from None
     if len(lines) < 2:

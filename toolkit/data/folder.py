@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from unicodedata import normalize
 
+from vitkit.runtimes.card import text_problem
 from vitkit.runtimes.errors import BadInput
-from vitkit.runtimes.listing import find_images, image_suffixes
+from vitkit.runtimes.listing import find_images, image_suffixes, is_passed_over
 
 Labelled = tuple[Path, str]
 # A message names this many of the classes that are wrong.
@@ -74,6 +76,7 @@ def find_splits(data: Path) -> Splits:
     train, val = labelled_images(data / "train"), labelled_images(data / "val")
     classes = class_names(train)
     _check_full(data / "train", classes)
+    _check_names(data / "train", classes)
     if unknown := sorted(set(class_names(val)) - set(classes)):
         raise BadInput(f"{data / 'val'} holds classes that {data / 'train'} lacks: {', '.join(unknown)}")
     if len(classes) == 1:
@@ -84,18 +87,40 @@ def find_splits(data: Path) -> Splits:
     return Splits(train, val, classes, tuple(sorted(set(classes) - set(class_names(val)))))
 
 
+def _check_names(folder: Path, classes: Sequence[str]) -> None:
+    """Refuse names that could not be labels in a card."""
+    for name in classes:
+        if problem := text_problem(name):
+            raise BadInput(
+                f"the name of the class folder {name!r} in {folder} {problem}, so that it cannot be a label; "
+                f"rename it: mv {_quoted(folder / name)} NAME"
+            )
+
+
+def _quoted(path: Path) -> str:
+    """A path as bash takes it, whatever bytes it has."""
+    plain = (
+        chr(byte) if 32 <= byte < 127 and byte not in b"'\\\\" else f"\\x{byte:02x}"
+        for byte in os.fsencode(path)
+    )
+    return f"$'{''.join(plain)}'"
+
+
 def _check_full(folder: Path, classes: Sequence[str]) -> None:
-    names = [path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    names = [path.name for path in folder.iterdir() if path.is_dir() and not is_passed_over(path.name)]
     if empty := sorted(name for name in names if normalize("NFC", name) not in classes):
         more = f" and {len(empty) - _SHOWN} more" if len(empty) > _SHOWN else ""
         raise BadInput(
-            f"class folders in {folder} hold no image ({' '.join(sorted(image_suffixes()))}; links to "
-            f"folders are not followed): {', '.join(empty[:_SHOWN])}{more}. Put images there, or remove the "
-            f"folder: rmdir {folder / empty[0]}"
+            f"class folders in {folder} hold no image ({' '.join(sorted(image_suffixes()))}) that is "
+            f"not read already: {', '.join(empty[:_SHOWN])}{more}. Put images there, or remove the folder: "
+            f"rmdir {folder / empty[0]}"
         )
 
 
 def listing_sha256(folder: Path, paths: Sequence[Path]) -> str:
     """Hex SHA-256 over the names and sizes of files below a folder; reading ImageNet would take minutes."""
-    lines = [f"{path.relative_to(folder).as_posix()}\n{path.stat().st_size}\n" for path in paths]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(os.fsencode(path.relative_to(folder).as_posix()))
+        digest.update(f"\n{path.stat().st_size}\n".encode())
+    return digest.hexdigest()

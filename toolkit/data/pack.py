@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -55,7 +56,7 @@ def write_shards(
 
 def _rank(path: Path) -> bytes:
     """A place in an order that looks random and is the same everywhere."""
-    return hashlib.sha256(path.as_posix().encode()).digest()
+    return hashlib.sha256(os.fsencode(path.as_posix())).digest()
 
 
 def _write_tar(target: Path, samples: Sequence[tuple[Path, int]], first: int) -> None:

@@ -31,6 +31,7 @@ from vitkit.runtimes.card import sha256
 from vitkit.runtimes.errors import BadArtifact, BadInput, DeviceError
 from vitkit.runtimes.files import user_folder
 from vitkit.runtimes.listing import image_suffixes
+from vitkit.runtimes.reading import MAX_REPORT_BYTES, read_file
 
 INDEX_FILE = "index.json"
 FORMAT = 1
@@ -84,7 +85,7 @@ def read_index(where: str | Path) -> ShardIndex:
     if not place.endswith(".json"):
         place = f"{place.rstrip('/')}/{INDEX_FILE}"
     try:
-        content = _get(place) if is_url(place) else Path(place).read_bytes()
+        content = _get(place) if is_url(place) else read_file(place, MAX_REPORT_BYTES)
         body = json.loads(content)
         if body["format"] != FORMAT:
             raise ValueError(f"its format is {body['format']!r}, known is {FORMAT}")

@@ -15,6 +15,7 @@ from vitkit.bench.jetson import is_jetson
 from vitkit.runtimes.engine import RUNTIMES
 from vitkit.runtimes.errors import BadRequest
 from vitkit.runtimes.files import write_text
+from vitkit.runtimes.reading import read_text
 
 KINDS = ("local", "ssh", "jetson", "adb")
 _PHONE_FOLDER = "/data/local/tmp/vitkit"
@@ -82,7 +83,7 @@ def read_devices(file: Path) -> dict[str, Device]:
     else:
         import tomli as tomllib
     try:
-        tables = tomllib.loads(file.read_text(encoding="utf-8"))
+        tables = tomllib.loads(read_text(file))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 from vitkit.bench.report import BenchReport, from_body
 from vitkit.evaluate.results import FORMAT
 from vitkit.runtimes.errors import BadInput, BadRequest
+from vitkit.runtimes.reading import MAX_REPORT_BYTES, read_json
 
 # The standard normal's quantile for an interval of 95 %.
 Z95 = 1.959964
@@ -83,7 +83,7 @@ def read_results(paths: Sequence[Path]) -> Results:
 
 def _read(path: Path) -> Sequence[BenchReport | Evaluation]:
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
+        body = read_json(path, MAX_REPORT_BYTES)
     except (OSError, ValueError, RecursionError) as error:
         raise BadInput(f"{path} cannot be read as JSON: {error}") from None
     if isinstance(body, dict) and "reports" in body:

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from vitkit.data.coco import Box, SegmentInfo, default_colour
 from vitkit.data.coco.ids import MAX_ID
+from vitkit.runtimes.reading import MAX_DATA_JSON_BYTES, read_file
 
 Complain = Callable[[Path, str], None]
 
@@ -35,7 +36,7 @@ class JsonFile:
             raise ValueError(f"{constant} is no number of JSON")
 
         try:
-            body = json.loads(self.source.read_text(encoding="utf-8-sig"), parse_constant=refuse)
+            body = json.loads(read_file(self.source, MAX_DATA_JSON_BYTES), parse_constant=refuse)
         except (OSError, ValueError, RecursionError) as error:
             self.fault(f"it cannot be read as JSON: {error}")
             return None
