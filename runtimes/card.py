@@ -180,7 +180,9 @@ def read_card(folder: Path) -> ModelCard:
         raise BadArtifact(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(body, dict):
         raise BadArtifact(f"{path} holds a {type(body).__name__}; a card is a JSON object")
-    version = body.pop("format", None)
+    if "format" not in body:
+        raise BadArtifact(f"{path} lacks 'format'; see {DOCUMENT}")
+    version = body.pop("format")
     if type(version) is not int or version < 1:
         raise BadArtifact(f"{path}: 'format' is {_shown(version)}; this vitkit writes {FORMAT}")
     if version > FORMAT:
@@ -396,6 +398,8 @@ def _check_listed_files(card: ModelCard) -> None:
         known = digest is None or (isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest))
         _need(bool(known), f"the hash of {name!r} is {_shown(digest)}, not a SHA-256 in lower case or null")
     _need(isinstance(card.engine, str), f"'engine' is {_shown(card.engine)}, not a string")
+    if card.engine and not card.files:
+        raise _Lacking("'files'")
     _need(
         not card.engine or card.engine in card.files,
         f"'engine' is {_shown(card.engine)}, which 'files' does not list",
@@ -404,8 +408,16 @@ def _check_listed_files(card: ModelCard) -> None:
 
 def _is_file_name(name: str) -> bool:
     """Whether a name stands for one file in any folder, on any system, and is no pattern of names."""
-    short = 0 < len(name.encode("utf-8")) <= MAX_FILE_NAME_BYTES
-    return short and text_problem(name) is None and not set(name) & set("/\\:*?[]") and name.strip(". ") != ""
+    plain = text_problem(name) is None and not set(name) & set("/\\:*?[]") and name.strip(". ") != ""
+    return plain and len(name.encode("utf-8")) <= MAX_FILE_NAME_BYTES
+
+
+def check_decode(card: ModelCard, needed: Collection[str], known: Collection[str]) -> None:
+    """Raises BadArtifact if the card's `decode` lacks a name that its task needs, or has an unknown one."""
+    if missing := [f"'decode.{name}'" for name in needed if name not in card.decode]:
+        raise BadArtifact(f"{CARD_FILE} lacks {', '.join(missing)}; see {DOCUMENT}")
+    if unknown := [_shown(f"decode.{name}") for name in card.decode if name not in known]:
+        raise BadArtifact(f"{CARD_FILE} has unknown fields {', '.join(unknown[:5])}; see {DOCUMENT}")
 
 
 def check_files(folder: Path, card: ModelCard, keep: Collection[str] = ()) -> dict[str, bytes]:
@@ -478,5 +490,5 @@ def _read_artifact(path: str | Path) -> Artifact:
             f"vitkit export {folder} --target onnx -o {folder}-onnx"
         )
     if not card.engine:
-        raise BadArtifact(f"{folder}: the card names no engine file")
+        raise BadArtifact(f"{folder / CARD_FILE} lacks 'engine'; see {DOCUMENT}")
     return Artifact(folder, card)

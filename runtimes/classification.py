@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitkit.runtimes.card import ModelCard
+from vitkit.runtimes.card import ModelCard, check_decode
 from vitkit.runtimes.errors import BadArtifact, BadRequest
 from vitkit.runtimes.image import Placement
 from vitkit.runtimes.softmax import softmax
@@ -73,6 +73,7 @@ def check_options(top: int = 5) -> None:
 
 def check_card(card: ModelCard) -> None:
     """Raises BadArtifact for a card whose outputs cannot be decoded."""
+    check_decode(card, (), ("logits", "probabilities", "points"))
     role = "probabilities" if "probabilities" in card.decode else "logits"
     scores = card.output(card.decode.get(role, card.outputs[0].name))
     if scores is None or len(scores.shape) != 2:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitkit.runtimes.card import ModelCard
+from vitkit.runtimes.card import CARD_FILE, DOCUMENT, ModelCard, check_decode
 from vitkit.runtimes.errors import BadArtifact, BadRequest
 from vitkit.runtimes.image import Placement
 from vitkit.runtimes.panoptic.merge import merge_masks
@@ -52,7 +52,11 @@ def merge_parameters(card: ModelCard) -> MergeParameters:
 
 def check_card(card: ModelCard) -> None:
     """Raises BadArtifact for a card whose outputs cannot be decoded."""
-    masks, classes = (card.output(card.decode.get(role)) for role in ("masks", "classes"))
+    roles, settings = ("masks", "classes", "things"), [field.name for field in fields(MergeParameters)]
+    check_decode(card, roles, (*roles, *settings))
+    if not card.labels:
+        raise BadArtifact(f"{CARD_FILE} lacks 'labels'; see {DOCUMENT}")
+    masks, classes = (card.output(card.decode[role]) for role in ("masks", "classes"))
     if masks is None or len(masks.shape) != 4 or classes is None or len(classes.shape) != 3:
         raise BadArtifact(
             f"the card's decode names masks {masks} and classes {classes}; wanted are outputs of shapes "

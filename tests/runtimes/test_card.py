@@ -76,7 +76,7 @@ def write_body(folder, change, card=None):
     [
         (lambda b: b.update(format=FORMAT + 1), "upgrade it with: pip install"),
         (lambda b: b.update(format="1"), "'format' is '1'"),
-        (lambda b: b.pop("format"), "'format' is None"),
+        (lambda b: b.pop("format"), "lacks 'format'"),
         (lambda b: b.pop("inputs"), "inputs"),
         (lambda b: b.update(surprise=1), "surprise"),
         (lambda b: b.update(inputs=[]), "inputs"),
