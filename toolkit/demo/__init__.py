@@ -125,7 +125,9 @@ def run_demo(
     sections = [
         section for part, work in chosen.work.items() for section in _run_part(part, out, chosen, work, plan)
     ]
-    write_report([path for part in chosen.work for path in _results(out / part.folder, chosen)], out / "report.html")
+    write_report(
+        [path for part in chosen.work for path in _results(out / part.folder, chosen)], out / "report.html"
+    )
     report = out / "report.md"
     times = [f"- {name}: {value:.0f} s" for name, value in plan.seconds.items()]
     write_text(report, "\n".join(["# vitkit demo", "", *sections, "## Time spent", "", *times, ""]))
@@ -198,9 +200,7 @@ def _train(part: Part, data: Path, run: Path, work: Work, progress: Progress) ->
     return run
 
 
-def _engines(
-    part: Part, run_path: Path, data: Path, out: Path, size: Size, progress: Progress
-) -> list[Made]:
+def _engines(part: Part, run_path: Path, data: Path, out: Path, size: Size, progress: Progress) -> list[Made]:
     from vitkit import exporters
     from vitkit.calibration.dataset import calibration_set
     from vitkit.exporters.source import Source
