@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from vitkit.runtimes.card import Artifact, ModelCard, TensorSpec, read_card, sha256, write_card
 from vitkit.runtimes.errors import BadRequest, ExportFailed, MissingBackend
+from vitkit.runtimes.files import shown_as
 from vitkit.runtimes.tensorrt_options import DEFAULT_VERSION, DIALECTS
 
 if TYPE_CHECKING:
@@ -279,7 +280,7 @@ def _runnable(path: Path) -> Iterator[Path]:
         return
     from vitkit.exporters.golden import GOLDEN_FILE
 
-    with TemporaryDirectory(prefix=".vitkit.") as name:
+    with TemporaryDirectory(prefix=".vitkit.") as name, shown_as(name, path):
         files: dict[str, str | None] = {file: None for file in (card.engine, GOLDEN_FILE)}
         for file in files:
             shutil.copy(path / file, name)
@@ -300,7 +301,7 @@ def check_decisions(
         return {}
     shapes = {name: (engine.batch, *slots.shape[1:]) for name, slots in found.items()}
     card, target = engine.card, TARGETS[engine.card.target]
-    with TemporaryDirectory(prefix=".vitkit.") as name:
+    with TemporaryDirectory(prefix=".vitkit.") as name, shown_as(name, engine.artifact.path):
         folder = Path(name)
         import_module(target.module).write_twin(engine.artifact, folder, shapes)
         outputs = [TensorSpec(name, shape, "int64") for name, shape in shapes.items()]

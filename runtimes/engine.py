@@ -68,7 +68,7 @@ class Session(Protocol):
         ...
 
     def operators(self) -> Counter[tuple[str, str]]:
-        """(operator, precision) -> count, as the vendor executes them; empty if the vendor does not list them."""
+        """(operator, precision) -> count, as the vendor executes them; empty if it does not list them."""
         ...
 
     def close(self) -> None:
@@ -79,7 +79,7 @@ class Session(Protocol):
         raise BadRequest(_NO_COPY)
 
 
-_NO_COPY = "an open engine cannot be pickled or copied; pass on its folder, and open it there with vitkit.open_engine"
+_NO_COPY = "an open engine cannot be pickled or copied; pass on its folder and call vitkit.open_engine there"
 
 
 class Runtime(NamedTuple):
@@ -233,7 +233,7 @@ class Engine(Generic[Result_co]):
             self._lifetime.leave(call)
 
     def operators(self) -> Counter[tuple[str, str]]:
-        """(operator, precision) -> count, as the vendor executes them; empty if the vendor does not list them.
+        """(operator, precision) -> count, as the vendor executes them; empty if it does not list them.
 
         Raises BadRequest after `close` and in a forked child.
         """

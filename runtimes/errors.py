@@ -49,4 +49,4 @@ class DeviceError(VitkitError):
 
 
 class RunFailed(VitkitError):
-    """An engine failed while it ran, or returned NaN or infinite values. `__cause__` is the vendor's error."""
+    """An engine failed while it ran, and `__cause__` is the vendor's error; or its results are not finite."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from vitkit.runtimes.card import CARD_FILE, read_card
-from vitkit.runtimes.errors import BadArtifact, BadRequest
+from vitkit.runtimes.errors import BadArtifact, BadRequest, VitkitError
 
 # What a trained run holds beside the files that its card lists.
 LOG_FILE, CURVES_FILE, EVENTS_FOLDER = "log.json", "curves.png", "events"
@@ -83,7 +83,8 @@ def atomic_folder(out: Path) -> Iterator[Path]:
     try:
         new, old = work / "new", work / "old"
         new.mkdir()
-        yield new
+        with shown_as(new, out):
+            yield new
         try:
             if place.exists():
                 place.rename(old)
@@ -92,6 +93,18 @@ def atomic_folder(out: Path) -> Iterator[Path]:
             raise BadRequest(f"the output folder {out} cannot be made: {error}") from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def shown_as(temporary: str | Path, name: object) -> Iterator[None]:
+    """Lets vitkit's errors of a block name what the user knows, in place of a folder that is gone by then."""
+    try:
+        yield
+    except VitkitError as error:
+        error.args = tuple(
+            part.replace(str(temporary), str(name)) if isinstance(part, str) else part for part in error.args
+        )
+        raise
 
 
 def write_text(path: Path, text: str) -> None:

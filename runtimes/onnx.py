@@ -110,15 +110,15 @@ def _options(artifact: Artifact, files: Mapping[str, bytes], threads: int | None
 
 
 def _remedy(text: str, version: str) -> str:
-    """What fixes a file that ONNX Runtime of a version refuses with a text; empty if only the text says it."""
+    """What fixes a file that ONNX Runtime of a version refuses with a text; empty if that is unknown."""
     if match := re.search(r"model IR version: (\d+), max supported", text):
         return _upgrade(_READS_IR, int(match[1]), f"IR version {match[1]}", version)
     if match := re.search(r"Opset (\d+) is under development", text):
         return _upgrade(_READS_OPSET, int(match[1]), f"opset {match[1]}", version)
     if "xternal" in text:
         return (
-            ". The graph keeps weights in a file that is not listed in the card under the graph's own stem, or "
-            "this ONNX Runtime is older than 1.24: save the graph with its weights inside"
+            ". The graph keeps weights in a file that the card does not list under the graph's own stem, or this "
+            " ONNX Runtime is older than 1.24: save the graph with its weights inside"
         )
     return ""
 
@@ -127,7 +127,7 @@ def _upgrade(table: Mapping[int, str], wanted: int, what: str, version: str) -> 
     enough = next((first for known, first in table.items() if known >= wanted), None)
     if enough is None:
         newest = max(_READS_OPSET)
-        return f". No ONNX Runtime that vitkit knows reads {what}: export it again with --opset {newest}"
+        return f". No ONNX Runtime known to vitkit reads {what}: export again with --opset {newest}"
     return (
         f". {what} needs ONNX Runtime {enough} or newer, here is {version}: "
         f"pip install --upgrade 'onnxruntime>={enough}'"

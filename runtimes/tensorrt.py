@@ -65,8 +65,9 @@ def cache_folder() -> Path:
 
 
 def compile_engine(artifact: Artifact, graph: bytes, here: Machine) -> bytes:
-    """An engine for this machine from a graph with the artifact's options: minutes of work, fewer where timings
-    are known.
+    """An engine for this machine from a graph, with the artifact's options.
+
+    It takes minutes, fewer if the timings of kernels are known.
 
     Raises DeviceError where the package is for another version of TensorRT, ExportFailed where TensorRT
     cannot build it.

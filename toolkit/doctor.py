@@ -19,6 +19,7 @@ import numpy as np
 from vitkit.bench.cpu import BF16_FEATURES, INT8_FEATURES, cpu_info
 from vitkit.runtimes.card import ImageSpec, ModelCard, TensorSpec, write_card
 from vitkit.runtimes.engine import RUNTIMES, Runtime, open_engine
+from vitkit.runtimes.files import shown_as
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -179,7 +180,7 @@ def _run_tiny_engine(target: str) -> None:
         files={_TINY[target][0]: None},
     )
     image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, shown_as(folder, "a tiny engine"):
         (Path(folder) / card.engine).write_bytes(_TINY[target][1])
         write_card(card, Path(folder))
         with open_engine(folder, task="classification", threads=1) as engine:

@@ -63,10 +63,10 @@ def miss(_):
 
 
 def test_it_arrives_from_a_worker():
-    with multiprocessing.get_context("fork").Pool(1) as pool:
-        with pytest.raises(MissingBackend, match=r"libfoo\.so.*vitkit\[onnx\]"):
-            # Without a limit a broken error would hang here for ever.
-            pool.map_async(miss, [1]).get(60)
+    pool = multiprocessing.get_context("fork").Pool(1)
+    with pool, pytest.raises(MissingBackend, match=r"libfoo\.so.*vitkit\[onnx\]"):
+        # Without a limit a broken error would hang here for ever.
+        pool.map_async(miss, [1]).get(60)
 
 
 def test_a_vendor_that_is_broken_in_whatever_way_is_a_missing_backend(monkeypatch):

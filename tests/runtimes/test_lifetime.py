@@ -200,9 +200,6 @@ def test_a_fork_during_a_run_leaves_no_lock_behind():
 class Slow:
     """A session whose runs take a while, and that notices a run after or during its end."""
 
-    settings = {}
-    plan = None
-
     def __init__(self):
         self.closed, self.faults, self.closings = False, [], 0
         self.started = threading.Event()
