@@ -47,8 +47,11 @@ __all__ = [
 stop_reports()
 
 
-def __getattr__(name: str) -> Any:
-    # Late, because a classifier needs nothing of the panoptic part.
-    if name in ("Panoptic", "Segment"):
-        return getattr(import_module("vitkit.runtimes.panoptic"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# Out of type checkers' sight, which would take any name for one that is there.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        # Late, because a classifier needs nothing of the panoptic part.
+        if name in ("Panoptic", "Segment"):
+            return getattr(import_module("vitkit.runtimes.panoptic"), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

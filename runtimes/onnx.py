@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ import onnxruntime
 from vitkit.runtimes.card import Artifact, TensorSpec
 from vitkit.runtimes.engine import Feeds, Outputs, Session
 from vitkit.runtimes.errors import BadArtifact, DeviceError
+from vitkit.runtimes.reading import has_external_weights
 
 _DTYPES = {
     "tensor(uint8)": "uint8",
@@ -23,6 +23,10 @@ _DTYPES = {
 }
 # The first ONNX Runtime that reads files of an IR version and of an opset; found by trying 1.20 to 1.31.
 _READS_IR = {10: "1.20", 11: "1.23", 13: "1.24"}
+_EXTERNAL = (
+    ". The graph keeps weights in another file, which the card must list under a name like the graph's "
+    "(model.onnx.data), and which ONNX Runtime reads from 1.24 on: save the graph with its weights inside"
+)
 _READS_OPSET = {21: "1.20", 22: "1.21", 23: "1.23", 25: "1.24", 26: "1.25"}
 
 
@@ -68,11 +72,12 @@ def open_session(
             f"ONNX Runtime has no device {device!r} here; it has "
             f"{', '.join(name for name, provider in providers.items() if provider in here)}"
         )
+    options = _options(artifact, files, threads)
     try:
         # Without its fallback, which would go on with another provider than the one that was asked for.
         session = onnxruntime.InferenceSession(
             files[artifact.card.engine],
-            _options(artifact, files, threads),
+            options,
             providers=[providers[device]],
             enable_fallback=0,
         )
@@ -100,12 +105,15 @@ def _options(artifact: Artifact, files: Mapping[str, bytes], threads: int | None
     # Fused into integer kernels, pairs of float16 scales compute something else than the graph says.
     if artifact.card.options.get("exact_qdq"):
         options.add_session_config_entry("session.disable_quant_qdq", "1")
-    # A graph from memory would take weights of other files from the current folder.
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     weights = {name: content for name, content in files.items() if name != artifact.card.engine}
     if weights and hasattr(options, "add_external_initializers_from_files_in_memory"):
         sizes = [len(content) for content in weights.values()]
         options.add_external_initializers_from_files_in_memory(list(weights), list(weights.values()), sizes)
+    elif has_external_weights(files[artifact.card.engine]):
+        # Of a graph that comes from memory they would be looked for in the current folder.
+        raise BadArtifact(
+            f"ONNX Runtime {onnxruntime.__version__} cannot open {artifact.engine_path}{_EXTERNAL}"
+        )
     return options
 
 
@@ -115,12 +123,7 @@ def _remedy(text: str, version: str) -> str:
         return _upgrade(_READS_IR, int(match[1]), f"IR version {match[1]}", version)
     if match := re.search(r"Opset (\d+) is under development", text):
         return _upgrade(_READS_OPSET, int(match[1]), f"opset {match[1]}", version)
-    if "xternal" in text:
-        return (
-            ". The graph keeps weights in a file that the card does not list under the graph's own stem, or this "
-            " ONNX Runtime is older than 1.24: save the graph with its weights inside"
-        )
-    return ""
+    return _EXTERNAL if "xternal" in text else ""
 
 
 def _upgrade(table: Mapping[int, str], wanted: int, what: str, version: str) -> str:

@@ -16,13 +16,12 @@ import openvino
 from vitkit.runtimes.card import Artifact, TensorSpec
 from vitkit.runtimes.engine import Feeds, Outputs, Session
 from vitkit.runtimes.errors import BadArtifact, DeviceError
+from vitkit.runtimes.reading import has_external_weights
 
 _DTYPES = {"u8": "uint8", "i32": "int32", "i64": "int64", "f16": "float16", "f32": "float32"}
 _PRECISIONS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16"}
 _PRODUCTS = frozenset(("Convolution", "FullyConnected", "FullyConnectedQuantizedLegacy", "MatMul"))
 _CAPABILITY = {"f32": "FP32", "f16": "FP16", "bf16": "BF16"}
-# How the place of weights outside of an ONNX file begins in it: the key `location` of a tensor.
-_EXTERNAL = b"\x0a\x08location\x12"
 # The caps of `ONEDNN_MAX_CPU_ISA` under which nothing computes in half precision.
 _WITHOUT_AVX512 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI")
 _WITHOUT_HALF = (*_WITHOUT_AVX512, "AVX512_CORE", "AVX512_CORE_VNNI")
@@ -140,7 +139,7 @@ def open_session(
         settings["INFERENCE_NUM_THREADS"] = threads
     graph = files[artifact.card.engine]
     weights = files.get(Path(artifact.card.engine).with_suffix(".bin").name, b"")
-    if artifact.engine_path.suffix == ".onnx" and _EXTERNAL in graph:
+    if artifact.engine_path.suffix == ".onnx" and has_external_weights(graph):
         raise BadArtifact(
             f"{artifact.engine_path} keeps weights in another file, which OpenVINO would read unchecked: "
             "save the graph with its weights inside"

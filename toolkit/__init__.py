@@ -46,11 +46,14 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    # Late, because it imports numpy, which `vitkit --help` can do without.
-    if name in __all__:
-        return getattr(import_module("vitkit.runtimes"), name)
-    raise AttributeError(f"module 'vitkit' has no attribute {name!r}")
+# Out of type checkers' sight, which would take any name for one that is there.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        # Late, because it imports numpy, which `vitkit --help` can do without.
+        if name in __all__:
+            return getattr(import_module("vitkit.runtimes"), name)
+        raise AttributeError(f"module 'vitkit' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -17,36 +17,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny import IMAGE, write_tiny
 
 import vitkit
-from vitkit import BadRequest, RunFailed
-from vitkit.doctor import _TINY
-from vitkit.runtimes.card import ImageSpec, ModelCard, TensorSpec, write_card
+from vitkit import BadRequest, RunFailed, TensorSpec
 from vitkit.runtimes.lifetime import Lifetime
 
 TARGETS = ("onnx", "openvino", "tflite")
-IMAGE = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
 FORKED = "opened in another process; open it after the fork"
-
-
-def write_tiny(folder: Path, target: str, content: bytes | None = None, **changes) -> Path:
-    """An artifact that flattens a picture of 2 x 2 pixels into its logits; or with another graph."""
-    file, graph = _TINY[target]
-    fields = {
-        "name": "tiny",
-        "task": "classification",
-        "target": target,
-        "precision": "fp32",
-        "inputs": (TensorSpec("x", (1, 2, 2, 3), "uint8"),),
-        "outputs": (TensorSpec("logits", (1, 12), "float32"),),
-        "image": ImageSpec(size=(2, 2), crop_pct=1.0),
-        "engine": file,
-        "files": {file: None},
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / file).write_bytes(graph if content is None else content)
-    write_card(ModelCard(**{**fields, **changes}), folder)
-    return folder
 
 
 @pytest.fixture(params=TARGETS)
