@@ -420,14 +420,6 @@ def check_decode(card: ModelCard, needed: Collection[str], known: Collection[str
         raise BadArtifact(f"{CARD_FILE} has unknown fields {', '.join(unknown[:5])}; see {DOCUMENT}")
 
 
-def check_decode(card: ModelCard, needed: Collection[str], known: Collection[str]) -> None:
-    """Raises BadArtifact if the card's `decode` lacks a name that its task needs, or has an unknown one."""
-    if missing := [f"'decode.{name}'" for name in needed if name not in card.decode]:
-        raise BadArtifact(f"{CARD_FILE} lacks {', '.join(missing)}; see {DOCUMENT}")
-    if unknown := [_shown(f"decode.{name}") for name in card.decode if name not in known]:
-        raise BadArtifact(f"{CARD_FILE} has unknown fields {', '.join(unknown[:5])}; see {DOCUMENT}")
-
-
 def check_files(folder: Path, card: ModelCard, keep: Collection[str] = ()) -> dict[str, bytes]:
     """Compare every file with its hash in the card; raises BadArtifact naming each mismatch.
 

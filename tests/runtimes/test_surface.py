@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -97,12 +98,16 @@ def mypy(folder: Path, *programs: str) -> dict[str, str]:
 
 
 def test_a_misspelt_attribute_of_a_result_is_an_error(tmp_path):
+    readme = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    embedded = [block for block in readme if "vitkit.open_engine" in block]
+    assert embedded
     programs = [USER]
     for right, (wrong, _) in MISTAKES.items():
         assert USER.count(right) >= 1, right
         programs.append(USER.replace(right, wrong, 1))
-    said = mypy(tmp_path, *programs)
-    assert said["0"] == ""
+    said = mypy(tmp_path, *programs, *embedded)
+    for right in (0, *range(len(programs), len(said))):
+        assert said[str(right)] == ""
     for number, (_, words) in enumerate(MISTAKES.values(), start=1):
         assert words in said[str(number)], (words, said[str(number)])
 
