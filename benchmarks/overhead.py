@@ -16,8 +16,6 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-import onnxruntime
-import openvino
 
 import vitkit
 from vitkit import exporters
@@ -40,6 +38,8 @@ def in_turns(first: Callable[[], object], second: Callable[[], object], runs: in
 
 
 def onnx_raw(path: Path) -> Callable[[dict[str, np.ndarray]], object]:
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(path / "model.onnx", options)
@@ -47,6 +47,8 @@ def onnx_raw(path: Path) -> Callable[[dict[str, np.ndarray]], object]:
 
 
 def openvino_raw(path: Path) -> Callable[[dict[str, np.ndarray]], object]:
+    import openvino
+
     settings = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     request = openvino.Core().compile_model(path / "model.xml", "CPU", settings).create_infer_request()
     return request.infer

@@ -138,9 +138,16 @@ def check_device(target: str, device: str | None) -> str:
 def _open_session(
     artifact: Artifact, files: Mapping[str, bytes], threads: int | None, device: str
 ) -> Session:
-    session: Session = runtime_module(artifact.card.target).open_session(
-        artifact, files, threads=threads, device=device
-    )
+    module = runtime_module(artifact.card.target)
+    try:
+        session: Session = module.open_session(artifact, files, threads=threads, device=device)
+    except VitkitError:
+        raise
+    # What a vendor raises beside its refusal of the file itself, such as MemoryError.
+    except Exception as error:
+        raise BadArtifact(
+            f"{artifact.path} cannot be opened: {type(error).__name__}: {str(error).strip()}"
+        ) from error
     return session
 
 

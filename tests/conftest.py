@@ -6,6 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+# Before any test module imports a vendor's package, which would report this run.
+import vitkit.runtimes  # noqa: F401
+
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

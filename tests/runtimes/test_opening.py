@@ -259,6 +259,20 @@ def test_an_engine_for_another_task_is_refused(tmp_path):
             vitkit.open_engine(folder, task=task)
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("no threads"), OSError(11, "try again")])
+def test_whatever_a_vendor_raises_while_it_opens_is_a_vitkit_error(error, tmp_path, monkeypatch):
+    pytest.importorskip("openvino")
+    from vitkit.runtimes import openvino as runtime
+
+    def fail():
+        raise error
+
+    monkeypatch.setattr(runtime, "capabilities", fail)
+    with pytest.raises(BadArtifact, match=f"a cannot be opened: {type(error).__name__}") as caught:
+        vitkit.open_engine(write_tiny(tmp_path / "a", "openvino"))
+    assert caught.value.__cause__ is error
+
+
 # Vendors that are too old
 
 
