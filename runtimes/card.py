@@ -37,7 +37,8 @@ class TensorSpec:
 
     def __str__(self) -> str:
         dims = ", ".join("any" if d is None else str(d) for d in self.shape)
-        return f"{self.name}: {self.dtype} [{dims}]"
+        # An engine may have any name, also one that would change the terminal.
+        return f"{self.name if self.name.isprintable() else repr(self.name)}: {self.dtype} [{dims}]"
 
 
 @dataclass(frozen=True)
@@ -410,14 +411,6 @@ def _is_file_name(name: str) -> bool:
     """Whether a name stands for one file in any folder, on any system, and is no pattern of names."""
     plain = text_problem(name) is None and not set(name) & set("/\\:*?[]") and name.strip(". ") != ""
     return plain and len(name.encode("utf-8")) <= MAX_FILE_NAME_BYTES
-
-
-def check_decode(card: ModelCard, needed: Collection[str], known: Collection[str]) -> None:
-    """Raises BadArtifact if the card's `decode` lacks a name that its task needs, or has an unknown one."""
-    if missing := [f"'decode.{name}'" for name in needed if name not in card.decode]:
-        raise BadArtifact(f"{CARD_FILE} lacks {', '.join(missing)}; see {DOCUMENT}")
-    if unknown := [_shown(f"decode.{name}") for name in card.decode if name not in known]:
-        raise BadArtifact(f"{CARD_FILE} has unknown fields {', '.join(unknown[:5])}; see {DOCUMENT}")
 
 
 def check_decode(card: ModelCard, needed: Collection[str], known: Collection[str]) -> None:

@@ -138,9 +138,11 @@ def check_device(target: str, device: str | None) -> str:
 def _open_session(
     artifact: Artifact, files: Mapping[str, bytes], threads: int | None, device: str
 ) -> Session:
-    session: Session = runtime_module(artifact.card.target).open_session(
-        artifact, files, threads=threads, device=device
-    )
+    module = runtime_module(artifact.card.target)
+    try:
+        session: Session = module.open_session(artifact, files, threads=threads, device=device)
+    except UnicodeDecodeError as error:
+        raise BadArtifact(f"{artifact.path} has a tensor whose name is not UTF-8: {error}") from None
     return session
 
 
