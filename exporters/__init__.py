@@ -278,8 +278,9 @@ def _runnable(path: Path) -> Iterator[Path]:
         yield path
         return
     from vitkit.exporters.golden import GOLDEN_FILE
+    from vitkit.runtimes.files import naming
 
-    with TemporaryDirectory(prefix=".vitkit.") as name:
+    with TemporaryDirectory(prefix=".vitkit.") as name, naming(path, Path(name)):
         files: dict[str, str | None] = {file: None for file in (card.engine, GOLDEN_FILE)}
         for file in files:
             shutil.copy(path / file, name)
@@ -293,6 +294,7 @@ def check_decisions(
     """Shares of pixels that change in each decision inside the network, from a twin that returns them too."""
     from vitkit.exporters.parity_panoptic import decision_flips
     from vitkit.runtimes.engine import open_engine
+    from vitkit.runtimes.files import naming
     from vitkit.runtimes.image import prepare_batch
 
     found = source.decisions(prepare_batch(photos[:1], source.card.image))
@@ -300,7 +302,7 @@ def check_decisions(
         return {}
     shapes = {name: (engine.batch, *slots.shape[1:]) for name, slots in found.items()}
     card, target = engine.card, TARGETS[engine.card.target]
-    with TemporaryDirectory(prefix=".vitkit.") as name:
+    with TemporaryDirectory(prefix=".vitkit.") as name, naming(engine.artifact.path, Path(name)):
         folder = Path(name)
         import_module(target.module).write_twin(engine.artifact, folder, shapes)
         outputs = [TensorSpec(name, shape, "int64") for name, shape in shapes.items()]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from vitkit.runtimes.card import CARD_FILE, read_card
-from vitkit.runtimes.errors import BadArtifact, BadRequest
+from vitkit.runtimes.errors import BadArtifact, BadRequest, VitkitError
 
 # What a trained run holds beside the files that its card lists.
 LOG_FILE, CURVES_FILE, EVENTS_FOLDER = "log.json", "curves.png", "events"
@@ -83,7 +83,8 @@ def atomic_folder(out: Path) -> Iterator[Path]:
     try:
         new, old = work / "new", work / "old"
         new.mkdir()
-        yield new
+        with naming(out, new):
+            yield new
         try:
             if place.exists():
                 place.rename(old)
@@ -92,6 +93,17 @@ def atomic_folder(out: Path) -> Iterator[Path]:
             raise BadRequest(f"the output folder {out} cannot be made: {error}") from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def naming(final: Path, temporary: Path) -> Iterator[None]:
+    """Let what the block raises name the path that the user knows instead of a temporary one."""
+    try:
+        yield
+    except VitkitError as error:
+        old, new = str(temporary), str(final)
+        error.args = tuple(arg.replace(old, new) if isinstance(arg, str) else arg for arg in error.args)
+        raise
 
 
 def write_text(path: Path, text: str) -> None:
