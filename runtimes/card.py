@@ -37,7 +37,8 @@ class TensorSpec:
 
     def __str__(self) -> str:
         dims = ", ".join("any" if d is None else str(d) for d in self.shape)
-        return f"{self.name}: {self.dtype} [{dims}]"
+        # An engine may have any name, also one that would change the terminal.
+        return f"{self.name if self.name.isprintable() else repr(self.name)}: {self.dtype} [{dims}]"
 
 
 @dataclass(frozen=True)

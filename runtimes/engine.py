@@ -143,6 +143,8 @@ def _open_session(
         session: Session = module.open_session(artifact, files, threads=threads, device=device)
     except VitkitError:
         raise
+    except UnicodeDecodeError as error:
+        raise BadArtifact(f"{artifact.path} has a tensor whose name is not UTF-8: {error}") from None
     # What a vendor raises beside its refusal of the file itself, such as MemoryError.
     except Exception as error:
         raise BadArtifact(

@@ -56,7 +56,7 @@ def load_run(path: Path) -> Run:
     Raises BadArtifact where the folder is no run, is damaged, or does not fit its model.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
     from vitkit.models import build, run_card
 
@@ -67,10 +67,10 @@ def load_run(path: Path) -> Run:
         )
     if WEIGHTS_FILE not in card.files:
         raise BadArtifact(f"{path}: the card does not list {WEIGHTS_FILE}")
-    check_files(path, card)
+    weights = check_files(path, card, keep=[WEIGHTS_FILE])[WEIGHTS_FILE]
     try:
         model = build(card.provenance["model"], **card.provenance["options"])
-        model.load_state_dict(load_file(path / WEIGHTS_FILE))
+        model.load_state_dict(load(weights))
     except (KeyError, TypeError, ValueError, ArithmeticError, OSError, RuntimeError) as error:
         raise BadArtifact(f"{path} does not hold a whole run: {str(error)[:300]}") from None
     except (SafetensorError, BadRequest) as error:

@@ -94,6 +94,17 @@ def test_panoptic(tmp_path, photo):
     ]
 
 
+@pytest.mark.parametrize("target", ["onnx", "openvino"])
+@pytest.mark.parametrize("name", [b"sc\xff\xfees", b"\xed\xa0\x80abc", b"a\x1b[2Jb"])
+def test_a_tensor_whose_name_is_no_text_is_an_error_of_the_artifact(tmp_path, target, name):
+    save_onnx(tmp_path, LOGITS, {"scores": np.array([[0, 2, 1]], np.float32)})
+    content = (tmp_path / "model.onnx").read_bytes()
+    (tmp_path / "model.onnx").write_bytes(content.replace(b"scores", name))
+    with pytest.raises(BadArtifact, match=r"not UTF-8|does not describe") as error:
+        open_engine(write(tmp_path, {**LOGITS, "target": target}))
+    assert str(error.value).isprintable()
+
+
 @pytest.mark.parametrize("body", EXAMPLES, ids=["logits", "probabilities", "panoptic"])
 def test_every_required_field_is_named_when_it_lacks(tmp_path, body):
     needed = re.findall(r"^\| (`.*?) \| required \|", TEXT, re.M)

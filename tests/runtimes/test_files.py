@@ -3,14 +3,18 @@ from __future__ import annotations
 import logging
 import os
 import pwd
+import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 
 import pytest
 
-from vitkit.runtimes import BadRequest
-from vitkit.runtimes.files import _temporary_folder, user_folder
+from vitkit.exporters import _runnable
+from vitkit.runtimes import BadArtifact, BadRequest, open_engine
+from vitkit.runtimes.card import read_card, write_card
+from vitkit.runtimes.files import _temporary_folder, atomic_folder, user_folder
 
 VARIABLES = {"cache": "XDG_CACHE_HOME", "config": "XDG_CONFIG_HOME"}
 
@@ -43,7 +47,9 @@ def test_user_folders_follow_their_variables(monkeypatch, tmp_path, kind, hidden
 
 
 @pytest.mark.parametrize("kind", ["cache", "config"])
-def test_without_a_home_files_are_kept_in_a_private_folder(no_user, caplog, kind):
+def test_without_a_home_files_are_kept_in_a_private_folder(no_user, caplog, monkeypatch, kind):
+    # The command line, in another test of this process, shows the log by itself.
+    monkeypatch.setattr(logging.getLogger("vitkit"), "propagate", True)
     with caplog.at_level(logging.WARNING, "vitkit"):
         folder = user_folder(kind)
         assert user_folder(kind) == folder
@@ -87,3 +93,21 @@ def test_a_process_of_an_unknown_user(home):
         environment = {"PATH": os.environ["PATH"], "TMPDIR": folder, **({"HOME": home} if home else {})}
         done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
         assert done.stdout.strip() == f"{folder}/vitkit-61234/cache", done.stderr
+
+
+def test_errors_name_the_folder_that_the_user_knows(tmp_path):
+    with pytest.raises(BadArtifact) as error, atomic_folder(tmp_path / "out") as folder:
+        raise BadArtifact(f"{folder}/model.onnx has no outputs")
+    assert str(error.value) == f"{tmp_path}/out/model.onnx has no outputs"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_twin_that_runs_a_packages_graph_is_named_as_the_package(tmp_path, artifact_of):
+    package = tmp_path / "package"
+    shutil.copytree(artifact_of("onnx", "fp32"), package)
+    write_card(replace(read_card(package), target="tensorrt"), package)
+    (package / "model.onnx").write_bytes(b"no graph")
+    with pytest.raises(BadArtifact) as error, _runnable(package) as twin:
+        open_engine(twin)
+    assert f"{package}/model.onnx" in str(error.value)
+    assert str(twin) not in str(error.value)

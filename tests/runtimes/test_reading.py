@@ -6,6 +6,7 @@ import socket
 
 import pytest
 
+from vitkit.runtimes import VitkitError
 from vitkit.runtimes.reading import open_file, read_file, read_json
 
 
@@ -60,3 +61,27 @@ def test_endless_integers_are_read_at_once(tmp_path):
     (tmp_path / "twice.json").write_text('{"a": 1, "a": 2}')
     with pytest.raises(ValueError, match="twice"):
         read_json(tmp_path / "twice.json")
+
+
+def test_every_reader_of_json_takes_regular_files_alone(odd_files):
+    from vitkit.bench.report import load
+    from vitkit.cli.import_ import _read_categories
+    from vitkit.data.tars import read_index
+    from vitkit.devices.registry import read_devices
+    from vitkit.report.results import read_results
+    from vitkit.runs import load_run
+    from vitkit.train.checkpoint import _read
+
+    for name in ("fifo", "zeros"):
+        folder = odd_files / f"run {name}"
+        folder.mkdir()
+        (folder / "card.json").symlink_to(odd_files / name)
+        (odd_files / f"{name}.json").symlink_to(odd_files / name)
+        for read in (load, _read_categories, read_devices, _read):
+            with pytest.raises(VitkitError, match="not a regular file"):
+                read(odd_files / name)
+        for read, path in ((read_index, odd_files / f"{name}.json"), (load_run, folder)):
+            with pytest.raises(VitkitError, match="not a regular file"):
+                read(path)
+        with pytest.raises(VitkitError, match="not a regular file"):
+            read_results([odd_files / f"{name}.json"])

@@ -24,6 +24,7 @@ from torch.optim import Optimizer
 from vitkit.runtimes.card import CARD_FILE
 from vitkit.runtimes.errors import BadArtifact, BadRequest
 from vitkit.runtimes.files import EVENTS_FOLDER, check_writable
+from vitkit.runtimes.reading import MAX_ENGINE_BYTES, open_file
 
 FOLDER = "checkpoint"
 LAST, BEST = "last.safetensors", "best.safetensors"
@@ -177,7 +178,7 @@ def remove(out: Path) -> None:
 
 def _read(path: Path) -> tuple[dict[str, Tensor], Record]:
     try:
-        with safe_open(path, framework="pt") as file:
+        with open_file(path, MAX_ENGINE_BYTES), safe_open(path, framework="pt") as file:
             header = json.loads(file.metadata()["vitkit"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         state = State(**header["state"])
