@@ -95,6 +95,49 @@ def test_damaged_files_are_refused(tmp_path, content, match):
     assert str(file) in str(caught.value)
 
 
+def test_targets_are_spelled_in_any_case(tmp_path):
+    file = tmp_path / "devices.toml"
+    file.write_text('[orin]\nkind = "local"\ntargets = ["ONNX", "TensorRT"]\n')
+    assert read_devices(file)["orin"].targets == ("onnx", "tensorrt")
+
+
+def test_this_machines_devices_need_no_file_and_no_home_folder(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("the file of devices was asked for")
+
+    monkeypatch.setattr(registry, "user_folder", refuse)
+    for device in (None, "cpu", "CPU", "gpu.1", "cuda"):
+        assert find_machine(device) == (None, device)
+    artifact = write_artifact(tmp_path / "means")
+    command = ["bench", str(artifact), "--device", "cpu", "--scope", "engine", "--duration", "0.01"]
+    done = CliRunner().invoke(app, [*command, "--pool-size", "1", "--threads", "1"])
+    assert done.exit_code == 0
+
+
+def test_devices_are_kept_without_a_home_folder(tmp_path):
+    """The commands of a user with no HOME who is in no list of users, as in docker run --user 1234."""
+    code = (
+        "import sys, tempfile, pathlib\n"
+        "tempfile.tempdir = sys.argv.pop(1)\n"
+        "def home(): raise RuntimeError('Could not determine home directory.')\n"
+        "pathlib.Path.home = home\n"
+        "from vitkit.cli.main import main\n"
+        "main()"
+    )
+    environment = {key: value for key, value in os.environ.items() if key not in ("HOME", "XDG_CONFIG_HOME")}
+
+    def run(*arguments):
+        command = [sys.executable, "-c", code, str(tmp_path), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+    assert run("device", "list").returncode == 0
+    assert run("device", "add", "robot", "--address", "me@x").returncode == 0
+    assert [one["name"] for one in json.loads(run("device", "list", "--json").stdout)] == ["robot"]
+    refused = run("bench", str(tmp_path), "--device", "nobody")
+    assert refused.returncode == 2
+    assert "vitkit device add nobody" in refused.stderr
+
+
 def test_the_file_lies_in_the_configuration_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     assert default_file() == tmp_path / "vitkit/devices.toml"
@@ -191,11 +234,13 @@ def test_each_target_has_its_own_device_unless_one_is_named(here, tmp_path):
         machine, engine_device = find_machine(device, file)
         return measure([artifact], replace(SHORT, device=engine_device, threads=None), machine)
 
-    assert [run(plain, device)[0].device for device in (None, "cpu", "here", "here:cpu")] == ["cpu"] * 4
+    assert [run(plain, device)[0].device for device in (None, "cpu", "CPU", "here", "here:CPU")] == [
+        "cpu"
+    ] * 5
     # Named, it is refused before the other process starts; unnamed, only TensorRT itself is missing.
-    for device in ("cpu", "here:cpu", "here:gpu"):
+    for device in ("cpu", "here:CPU", "here:gpu"):
         with pytest.raises(
-            DeviceError, match=r"tensorrt engines have no device '[cg]pu', they run on cuda alone"
+            DeviceError, match=r"tensorrt engines have no device '(cpu|CPU|gpu)', they run on cuda alone"
         ):
             run(package, device)
     for device in () if find_spec("tensorrt") else (None, "cuda", "here", "here:cuda"):
@@ -215,6 +260,14 @@ def test_a_device_that_the_target_cannot_have_is_refused_before_the_link(here, t
 def test_a_python_that_is_not_there(here):
     with pytest.raises(DeviceError, match="here: there is no '/no/python' here"):
         Link(Device("here", "local", python="/no/python")).__enter__()
+
+
+def test_an_account_without_a_home_folder(here, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    # Stays as it is, as ~ does for a user who is in no list of users.
+    with pytest.raises(DeviceError, match=r"here: there is no home folder for ~nobody-/x; .*--folder PATH"):
+        Link(replace(here, folder="~nobody-/x")).__enter__()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_device_that_is_no_jetson(tmp_path, here, monkeypatch):

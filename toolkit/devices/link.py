@@ -64,6 +64,9 @@ def good():
 if sys.version_info < (3, 10):
     say(old=sys.version.split()[0])
     sys.exit(0)
+if folder.startswith("~"):
+    say(homeless=folder)
+    sys.exit(0)
 signal.alarm(60)
 try:
     have = os.path.isfile(wheel) and good()
@@ -205,6 +208,11 @@ class Link:
             raise DeviceError(
                 f"{name}: {python} is Python {hello['old']}, vitkit needs 3.10; name a newer one: "
                 f"{_again(self.device, '--python PATH')}"
+            )
+        if "homeless" in hello:
+            raise DeviceError(
+                f"{name}: there is no home folder for {hello['homeless']}; name another folder: "
+                f"{_again(self.device, '--folder PATH')}"
             )
         self.python = str(hello["python"])
         if not hello["have"]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 from vitkit.bench.jetson import is_jetson
 from vitkit.runtimes.engine import RUNTIMES
 from vitkit.runtimes.errors import BadRequest
-from vitkit.runtimes.files import write_text
+from vitkit.runtimes.files import user_folder, write_text
 from vitkit.runtimes.reading import read_text
 
 KINDS = ("local", "ssh", "jetson", "adb")
@@ -66,14 +65,14 @@ class Device:
                 raise BadRequest(f"the {what} of {self.name} is {getattr(self, what)!r}; give a path")
         if self.kind == "adb" and self.folder == Device.folder:
             object.__setattr__(self, "folder", _PHONE_FOLDER)
+        object.__setattr__(self, "targets", tuple(target.lower() for target in self.targets))
         if unknown := [target for target in self.targets if target not in RUNTIMES]:
             raise BadRequest(f"{self.name} has the target {unknown[0]!r}; known are {', '.join(RUNTIMES)}")
 
 
 def default_file() -> Path:
-    """`devices.toml` in the user's configuration folder."""
-    base = os.environ.get("XDG_CONFIG_HOME")
-    return (Path(base) if base else Path.home() / ".config") / "vitkit" / "devices.toml"
+    """`devices.toml` in the user's configuration folder; raises BadRequest as `user_folder` does."""
+    return user_folder("config") / "devices.toml"
 
 
 def read_devices(file: Path) -> dict[str, Device]:
