@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import logging
 import warnings
 from collections import Counter
@@ -10,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from vitkit.calibration.dataset import CalibrationSet
 from vitkit.exporters.half import CAMERA_MODULE, to_half
@@ -99,6 +100,23 @@ def trace(source: Source, *, image: ImageSpec, batch: int | None, opset: int) ->
     `<module path>/<operator>`, which is what float policies match. Raises ExportFailed where the exporter
     did not write what it was asked for.
     """
+    import onnx
+
+    # Several engines of one source share the trace, which takes most of the time of an export.
+    key = (image, batch, opset, _weights_hash(source))
+    if key not in source.traces:
+        source.traces[key] = _trace(source, image, batch, opset).SerializeToString()
+    return onnx.load_from_string(source.traces[key])
+
+
+def _weights_hash(source: Source) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in cast("nn.Module", source.module).state_dict().items():
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _trace(source: Source, image: ImageSpec, batch: int | None, opset: int) -> ModelProto:
     import onnx_ir
 
     model = _simplify(_capture(source, image, batch, opset))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -54,10 +54,14 @@ class Predict(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """A float model in eval mode, and the card of its run (normalised NCHW float32 input)."""
+    """A float model in eval mode, and the card of its run (normalised NCHW float32 input).
+
+    `traces` are the graphs that `vitkit.exporters.onnx.trace` has made of it, by request and weights.
+    """
 
     module: Deployable
     card: ModelCard
+    traces: dict[Hashable, bytes] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def predict(self, inputs: NDArray[np.float32], batch: int = 16) -> dict[str, NDArray[Any]]:
         """The float reference: normalised (N, 3, H, W) -> outputs by name, in torch float32."""

@@ -80,6 +80,18 @@ def test_links_lead_somewhere(page):
             assert anchor in anchors, f"{page.name} links {target}"
 
 
+def test_files_named_by_the_map_exist():
+    """Central types are where docs/design.md places them."""
+    text = (ROOT / "docs/design.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (.+) \| .+ \| ((?:[a-z_]+/)+[a-z_]*(?:\.py)?)[^|]*\|$", text, flags=re.MULTILINE)
+    assert len(rows) > 20
+    for types, place in rows:
+        files = [ROOT / place] if place.endswith(".py") else [*(ROOT / place).glob("*.py")]
+        code = "".join(file.read_text(encoding="utf-8") for file in files)
+        for name in re.findall(r"`(?:[a-z]+\.)*([A-Z]\w+)`", types.split(" (protocol):")[0]):
+            assert f"class {name}" in code, f"{name} is not in {place}"
+
+
 def test_the_files_that_contributors_are_sent_to_exist():
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     named = {name for name in re.findall(r"`?((?:[a-z_]+/)+[a-z_]+\.\w+)\b", text) if "NAME" not in name}

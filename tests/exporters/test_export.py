@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from conftest import lively
 
 import vitkit
 from vitkit import BadRequest, ExportFailed, MissingBackend, exporters
+from vitkit.exporters import onnx as onnx_exporter
 from vitkit.exporters.onnx import OPSETS, trace
 from vitkit.exporters.source import Source
 from vitkit.models import build, run_card
@@ -51,7 +53,9 @@ def test_every_engine_does_what_the_model_does(target, precision, artifact_of, s
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_second_export_has_the_same_bytes(target, source, calibration, artifact_of, tmp_path):
     first = artifact_of(target, "int8")
-    exporters.export(source, tmp_path / "again", target=target, precision="int8", calibration=calibration)
+    # A source of its own, which has no trace yet.
+    fresh = Source(source.module, source.card)
+    exporters.export(fresh, tmp_path / "again", target=target, precision="int8", calibration=calibration)
     assert sorted(p.name for p in first.iterdir()) == sorted(p.name for p in (tmp_path / "again").iterdir())
     for path in first.iterdir():
         assert sha256(path) == sha256(tmp_path / "again" / path.name), path.name
@@ -73,6 +77,28 @@ def test_opsets_are_what_was_asked_for(opset, source):
     graph = trace(source, image=image, batch=1, opset=opset)
     assert {item.domain: item.version for item in graph.opset_import} == {"": opset}
     assert len({node.name for node in graph.graph.node}) == len(graph.graph.node)
+
+
+def test_engines_of_one_source_share_the_trace_until_its_weights_change(source, monkeypatch):
+    model = type(source.module)(source.module.config)
+    model.load_state_dict(source.module.state_dict())
+    fresh = Source(model.eval(), source.card)
+    image = replace(source.card.image, layout="NHWC", dtype="uint8")
+    captures = []
+    capture = onnx_exporter._capture
+    monkeypatch.setattr(
+        onnx_exporter, "_capture", lambda *request: captures.append(request) or capture(*request)
+    )
+    first, second = (trace(fresh, image=image, batch=1, opset=20) for _ in range(2))
+    assert len(captures) == 1
+    assert first == second
+    # What a caller does to its graph is not in the next one.
+    del first.graph.node[:]
+    assert trace(fresh, image=image, batch=1, opset=20) == second
+    with torch.no_grad():
+        model.head.bias += 1
+    assert trace(fresh, image=image, batch=1, opset=20) != second
+    assert len(captures) == 2
 
 
 def test_what_is_constant_is_folded():

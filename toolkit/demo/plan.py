@@ -31,7 +31,7 @@ class Plan:
 
     @contextmanager
     def step(self, name: str) -> Iterator[Callable[[int, int], None]]:
-        """Run one step of the plan; call what it yields with (done, total). Raises KeyError for an unknown name."""
+        """Run one step; call what it yields with (done, total). Raises KeyError for an unknown name."""
         self.expected[name]
         self.name, self.fraction = name, 0.0
         start = self._clock()
