@@ -22,8 +22,9 @@ class Task(NamedTuple):
     """The modules of one task, by dotted names; modules of one column have the same functions.
 
     `decode` has `decode(outputs, card, place, ...)`, `check_options(...)` and `check_card(card)`; `parity`
-    compares an engine with its float model; `metric` has `evaluate(network, data, ...)`; `picture` has
-    `draw(...)`.
+    compares an engine with its float model; `metric` has `evaluate(network, data, ...)` and its
+    `OPTIONS`, and `save_predictions(path, card, results)` if there is a common format for predictions;
+    `picture` has `draw(image, result, ...)`, `describe(result)`, `to_json(result)` and `VIDEO_OPTIONS`.
     """
 
     decode: str

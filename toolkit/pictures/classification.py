@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
@@ -10,6 +13,20 @@ from vitkit.pictures.drawing import INK, PAPER, load_font
 from vitkit.runtimes.classification import Classification
 
 _FIRST, _LAST = (80, 200, 255), (255, 80, 40)
+
+
+# Classifiers take images alone, no frames of videos.
+VIDEO_OPTIONS = None
+
+
+def describe(result: Classification) -> str:
+    """The three most probable classes on one line."""
+    return ", ".join(f"{label.name} {label.probability:.1%}" for label in result.top[:3])
+
+
+def to_json(result: Classification) -> dict[str, Any]:
+    """The most probable classes as plain numbers and texts."""
+    return {"top": [asdict(label) for label in result.top]}
 
 
 def draw(photo: NDArray[np.uint8], result: Classification, *, width: int = 512) -> Image.Image:

@@ -21,6 +21,22 @@ _LEAST = 320
 # Pixels looked at on the longer side when a place for a name is sought.
 _COARSE = 320
 
+# Arguments of `draw` for the frames of a video, whose pictures must all have one size.
+VIDEO_OPTIONS: dict[str, Any] = {"lines": 3}
+
+
+def describe(result: Panoptic) -> str:
+    """Things with their numbers, then stuff, on one line: `3 person, 1 car, sky, road`."""
+    things = Counter(s.label for s in result.segments if s.thing)
+    stuff = dict.fromkeys(s.label for s in result.segments if not s.thing)
+    return ", ".join([*(f"{n} {name}" for name, n in things.most_common()), *stuff]) or "nothing found"
+
+
+def to_json(result: Panoptic) -> dict[str, Any]:
+    """The segments as plain numbers and texts."""
+    names = ("id", "label", "score", "area", "thing")
+    return {"segments": [{name: getattr(s, name) for name in names} for s in result.segments]}
+
 
 def draw(
     photo: NDArray[np.uint8],
