@@ -38,7 +38,7 @@ from vitkit.data.shapes import write_shapes
 from vitkit.models import MODELS, build, model_info
 from vitkit.torchvision_shim import timm
 from vitkit.train import TrainConfig, panoptic, panoptic_loss, recipe_named
-from vitkit.train.images import ClassificationTask
+from vitkit.train.classification import ClassificationTraining
 from vitkit.train.loop import Trainer, _accelerator
 from vitkit.train.task import Batch
 
@@ -208,9 +208,9 @@ def prepare(
 ) -> Measured:
     config = config_of(name, given)
     if is_panoptic(name):
-        task: Any = panoptic.PanopticTask(config, data / "scenes")
+        task: Any = panoptic.PanopticTraining(config, data / "scenes")
     else:
-        task = ClassificationTask(config, data / "shapes")
+        task = ClassificationTraining(config, data / "shapes")
     torch.manual_seed(0)
     network = network_of(name, config, task.card.provenance["options"])
     trainer = TimedTrainer(

@@ -14,7 +14,6 @@ from torch import nn
 from vitkit import BadInput, BadRequest
 from vitkit.models import MODELS, build, configure, count_macs, count_parameters, run_card
 from vitkit.models.backbones import build_backbone, load_backbone
-from vitkit.models.checkpoints import read_tensors
 from vitkit.models.kmax import (
     SPAN,
     AxialAttention,
@@ -30,6 +29,7 @@ from vitkit.models.kmax import (
 )
 from vitkit.models.layers import ChannelNorm, DropPath
 from vitkit.models.remax import RelaxedTraining
+from vitkit.models.state import read_tensors
 
 # Millions of parameters, and billions of multiply-adds as the thesis prints them.
 PUBLISHED = {"t": (18.63, 18.8), "s": (22.00, 20.9), "m": (50.79, 67.8), "b": (56.58, 294.7)}

@@ -20,7 +20,7 @@ from vitkit.data.tars import ShardedImages, fetch, read_index
 from vitkit.runtimes.card import sha256
 from vitkit.runtimes.errors import BadArtifact, BadInput, BadRequest, DeviceError
 from vitkit.train import train
-from vitkit.train.photos import find_photos
+from vitkit.train.image_source import find_images
 
 webdataset = pytest.importorskip("webdataset")
 
@@ -105,8 +105,8 @@ def test_webdatasets_own_reader_finds_every_image_with_its_class(folders, packed
 
 
 def test_images_come_by_number_and_packing_again_gives_the_same_bytes(folders, packed, tmp_path):
-    splits = find_photos(packed, TINY)
-    plain = find_photos(folders, TINY)
+    splits = find_images(packed, TINY)
+    plain = find_images(folders, TINY)
     assert splits.classes == plain.classes == ("10", "2")
     for one, two in ((splits.train, plain.train), (splits.val, plain.val)):
         mine = sorted((photo.tobytes(), label) for photo, label in (one[i] for i in range(len(one))))
@@ -193,7 +193,7 @@ def test_tar_files_of_other_tools_get_an_index(folders, tmp_path):
     with webdataset.TarWriter(str(tmp_path / "val-1.tar")) as tar:
         tar.write({"__key__": "a", "jpg": jpeg(), "cls": "0"})
     assert index_shards(tmp_path).classes == tuple(map(str, range(11)))
-    photos = find_photos(tmp_path, TINY)
+    photos = find_images(tmp_path, TINY)
     assert {photos.train[i][1] for i in range(len(photos.train))} == {2, 10}
     assert photos.val[6][0].shape == (8, 8, 3)
     with pytest.raises(BadRequest, match="remove it"):

@@ -19,10 +19,10 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from vitkit.runtimes.errors import BadInput, BadRequest, MissingBackend
 from vitkit.runtimes.files import check_output_folder
 from vitkit.train import TrainConfig, track, train
-from vitkit.train import images as images_module
+from vitkit.train import classification as classification_module
 from vitkit.train.checkpoint import State
+from vitkit.train.classification import ClassificationTraining
 from vitkit.train.curves import draw_curves
-from vitkit.train.images import ClassificationTask
 from vitkit.train.mixing import mix
 from vitkit.train.progress import Progress
 from vitkit.train.track import Tracker
@@ -123,7 +123,7 @@ def test_a_resumed_training_does_not_double_its_curves(run, data, tmp_path, monk
 
 
 def test_nothing_is_opened_before_the_first_step_is_done(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(images_module, "mix", lambda images, *rest: mix(images * float("nan"), *rest))
+    monkeypatch.setattr(classification_module, "mix", lambda images, *rest: mix(images * float("nan"), *rest))
     with pytest.raises(BadInput, match="finite"):
         train(TINY, data, tmp_path / "run")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint"]
@@ -323,14 +323,14 @@ def test_the_share_of_the_time_that_is_waited_for_data(data, tmp_path, monkeypat
         time.sleep(0.1)
         return cross_entropy(*arguments, **options)
 
-    sample, cross_entropy = ClassificationTask.sample, images_module.F.cross_entropy
+    sample, cross_entropy = ClassificationTraining.sample, classification_module.F.cross_entropy
     config = replace(TINY, epochs=1)
     plain = log_of(train(config, data, tmp_path / "plain"))[0]
     assert 0 < plain["data_share"] < 1
-    monkeypatch.setattr(images_module.F, "cross_entropy", slow_step)
+    monkeypatch.setattr(classification_module.F, "cross_entropy", slow_step)
     assert log_of(train(config, data, tmp_path / "step"))[0]["data_share"] < 0.3
     monkeypatch.undo()
-    monkeypatch.setattr(ClassificationTask, "sample", slow)
+    monkeypatch.setattr(ClassificationTraining, "sample", slow)
     capsys.readouterr()
     row = log_of(train(config, data, tmp_path / "slow"))[0]
     # 6 steps of 3 images.

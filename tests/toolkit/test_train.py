@@ -21,9 +21,10 @@ from vitkit.runtimes.card import ImageSpec, check_files
 from vitkit.runtimes.errors import BadArtifact, BadInput, BadRequest
 from vitkit.runtimes.image import prepare, read_image
 from vitkit.train import RECIPES, TrainConfig, checkpoint, override, recipe_named, train
-from vitkit.train import images as images_module
-from vitkit.train.images import ClassificationTask, normalise
+from vitkit.train import classification as classification_module
+from vitkit.train.classification import ClassificationTraining
 from vitkit.train.mixing import mix
+from vitkit.train.pixels import normalise
 from vitkit.train.progress import Progress
 from vitkit.train.schedule import make_optimizer, make_schedule
 
@@ -203,7 +204,7 @@ def test_a_loss_that_is_no_number_names_the_files_and_keeps_the_checkpoint(data,
         # 22 images in batches of at most 8 are 3 steps: this is the second step of the second epoch.
         return mix(images * float("nan") if len(calls) == 5 else images, config, generator)
 
-    monkeypatch.setattr(images_module, "mix", spoil)
+    monkeypatch.setattr(classification_module, "mix", spoil)
     with pytest.raises(BadInput, match="finite number in epoch 2") as caught:
         train(TINY, data, tmp_path / "run")
     named = [str(path) in str(caught.value) for path, _ in labelled_images(data / "train")]
@@ -211,7 +212,7 @@ def test_a_loss_that_is_no_number_names_the_files_and_keeps_the_checkpoint(data,
     listed = json.loads((tmp_path / "run" / "checkpoint" / "not_finite.json").read_text())
     assert len(set(listed)) == 7
     assert all(path in str(caught.value) for path in listed)
-    monkeypatch.setattr(images_module, "mix", mix)
+    monkeypatch.setattr(classification_module, "mix", mix)
     assert load_run(train(TINY, data, tmp_path / "run", resume=True)).card.provenance["epochs"] == 3
 
 
@@ -226,8 +227,8 @@ def test_an_infinite_gradient_is_caught_before_it_reaches_the_weights(data, tmp_
             loss.register_hook(lambda gradient: gradient * float("inf"))
         return loss
 
-    cross_entropy = images_module.F.cross_entropy
-    monkeypatch.setattr(images_module.F, "cross_entropy", steep)
+    cross_entropy = classification_module.F.cross_entropy
+    monkeypatch.setattr(classification_module.F, "cross_entropy", steep)
     with pytest.raises(BadInput, match="finite number in epoch 2"):
         train(TINY, data, tmp_path / "run")
     state = load_file(tmp_path / "run" / "checkpoint" / "last.safetensors")
@@ -241,8 +242,8 @@ def test_every_epoch_has_its_own_order_and_own_changes(data, tmp_path, monkeypat
         seen.append((index, seed))
         return sample(self, index, seed)
 
-    sample = ClassificationTask.sample
-    monkeypatch.setattr(ClassificationTask, "sample", spy)
+    sample = ClassificationTraining.sample
+    monkeypatch.setattr(ClassificationTraining, "sample", spy)
     train(replace(TINY, epochs=2), data, tmp_path / "run")
     first, second = seen[:21], seen[21:]
     # 22 images are three steps of 7: one is left out.

@@ -26,11 +26,11 @@ from vitkit.data.coco.ids import read_ids, write_ids
 from vitkit.data.scenes import write_scenes
 from vitkit.evaluate import evaluate, open_network
 from vitkit.train import checkpoint, loop
+from vitkit.train.classification import ClassificationTraining
 from vitkit.train.config import TrainConfig
-from vitkit.train.images import ClassificationTask
-from vitkit.train.panoptic import PanopticTask
+from vitkit.train.panoptic import PanopticTraining
 from vitkit.train.progress import Progress
-from vitkit.train.samples import Samples
+from vitkit.train.training_images import TrainingImages
 
 SETTINGS = {
     "batch_size": 8, "device": "cpu", "track": "none", "warmup_epochs": 1, "options.image_size": 32,
@@ -166,7 +166,7 @@ def test_an_image_pasted_into_others_is_counted_once(tmp_path):
     broken = sorted((folder / "train").iterdir())[4]
     broken.write_bytes(broken.read_bytes()[:200])
     config = TrainConfig(model="remax_nano", options={"image_size": 65}, copy_paste=1.0, device="cpu")
-    samples = Samples(PanopticTask(config, folder))
+    samples = TrainingImages(PanopticTraining(config, folder))
     found = [samples[i, seed] for seed in range(10) for i in range(12)]
     assert sum(bool(reasons) for _, reasons, _ in found) > 12
     assert len(set().union(*(reasons for _, reasons, _ in found))) == 1
@@ -263,14 +263,14 @@ def test_of_several_processes_those_with_the_wrong_loss_are_named(
     monkeypatch.setattr(loop, "gather_object", lambda parts: [(False, ["theirs.png"]), *parts])
     if not elsewhere:
         monkeypatch.setattr(
-            ClassificationTask,
+            ClassificationTraining,
             "losses",
             lambda self, module, data, _: {"total": module(data[0]).sum() * np.nan},
         )
     else:
         # The loss is finite in both, their common gradient is not.
         monkeypatch.setattr(
-            ClassificationTask,
+            ClassificationTraining,
             "losses",
             lambda self, module, data, _: {"total": module(data[0]).abs().sum() ** 0.5 * 0},
         )
@@ -295,8 +295,8 @@ def test_a_killed_decoder_stops_the_training_and_it_goes_on(vitkit, data, straig
             os.kill(os.getpid(), signal.SIGKILL)
         return whole(self, index, seed)
 
-    whole = ClassificationTask.sample
-    monkeypatch.setattr(ClassificationTask, "sample", sample)
+    whole = ClassificationTraining.sample
+    monkeypatch.setattr(ClassificationTraining, "sample", sample)
     given = ("--data", data, "-o", tmp_path / "run")
     code, _, error = vitkit(*given, "--set", "workers=1")
     assert code == 2

@@ -17,7 +17,7 @@ from vitkit.evaluate.panoptic import evaluate
 from vitkit.runs import load_run
 from vitkit.runtimes.errors import BadInput, BadRequest
 from vitkit.train import TrainConfig, checkpoint, train
-from vitkit.train.panoptic import PanopticTask, Scene, _targets, jittered, paste
+from vitkit.train.panoptic import PanopticTraining, Scene, _targets, jittered, paste
 
 TINY = TrainConfig(
     model="remax_nano",
@@ -101,11 +101,11 @@ def coloured(size: int = 80) -> Scene:
 def test_segments_move_with_their_pixels(seed):
     config = replace(TINY, scale_min=0.4, scale_max=2.0, flip=0.5)
     moved = jittered(coloured(), 65, config, np.random.default_rng(seed))
-    assert moved.photo.shape == (65, 65, 3)
-    grey = moved.photo[..., 0].astype(int)
+    assert moved.pixels.shape == (65, 65, 3)
+    grey = moved.pixels[..., 0].astype(int)
     inside = moved.numbers > 0
     assert np.mean(np.abs(grey[inside] - 50 * moved.numbers[inside]) > 12) < 0.08
-    assert (moved.photo[~inside] == 128).all()
+    assert (moved.pixels[~inside] == 128).all()
 
 
 def test_pasting_takes_things_and_leaves_crowds():
@@ -131,7 +131,7 @@ def test_a_crowd_has_a_class_but_no_mask():
 
 
 def test_samples_repeat_by_their_seed(data):
-    task = PanopticTask(TINY, data)
+    task = PanopticTraining(TINY, data)
     first, again, other = (task.collate([task.sample(i, seed) for i in range(4)]) for seed in (3, 3, 4))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not torch.equal(first[0], other[0])

@@ -41,7 +41,7 @@ def import_(
     """
     from dataclasses import asdict, replace
 
-    from vitkit.models import configure, model_info, run_card
+    from vitkit.models import configure, run_card
     from vitkit.models.checkpoints import load_checkpoint
     from vitkit.runs import save_run
     from vitkit.runtimes.card import sha256
@@ -50,8 +50,10 @@ def import_(
     check_output_folder(out, inputs=[file, categories] if categories else [file])
     options = key_values(option or [], "--option")
     config = configure(model, options)
-    task = model_info(model).task
-    labels = _labels(task, config.num_classes, categories)
+    card = run_card(model, config)
+    # Panoptic networks tell things from stuff, and COCO's lists of categories say which are things.
+    has_things = "things" in card.decode
+    labels = _labels(has_things, config.num_classes, categories)
     imported = load_checkpoint(file, format, model, options, reset_head=reset_head)
     card = run_card(model, config, labels)
     weights = {"imported": file.name, "format": format, "sha256": sha256(file)}
@@ -60,20 +62,20 @@ def import_(
         say(f"left fresh, for {config.num_classes} classes: {weights['reset']}")
     if imported.ignored:
         say(f"left out: {len(imported.ignored)} tensors that only training needs")
-    if task == "panoptic" and card.labels[0] == "0":
+    if has_things and card.labels[0] == "0":
         say("classes go by their numbers and are all taken for things; --categories FILE names them")
     card = replace(card, provenance={**card.provenance, "weights": weights})
     save_run(out, imported.model, card, {"model": model, "options": asdict(config)})
     say(f"{out}: {model} with the weights of {file.name}")
 
 
-def _labels(task: str, classes: int, categories: Path | None) -> Labels | None:
+def _labels(has_things: bool, classes: int, categories: Path | None) -> Labels | None:
     """Names for a model's classes: of the file, or ImageNet's for a classifier that has 1000."""
     from vitkit.models import Labels
     from vitkit.runtimes.errors import BadInput, BadRequest
 
     if categories is not None:
-        if task != "panoptic":
+        if not has_things:
             raise BadRequest("--categories names the classes of panoptic models; this one is a classifier")
         labels = _read_categories(categories)
         if len(labels.names) != classes:
@@ -82,7 +84,7 @@ def _labels(task: str, classes: int, categories: Path | None) -> Labels | None:
                 f"(--option num_classes={len(labels.names)} changes that)"
             )
         return labels
-    if task == "panoptic" or classes != 1000:
+    if has_things or classes != 1000:
         return None
     from vitkit.torchvision_shim import timm
 

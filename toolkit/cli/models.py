@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vitkit.cli.arguments import JsonFlag
 from vitkit.cli.show import print_json, print_table
-
-if TYPE_CHECKING:
-    pass
-
-
-_ACCURACY = {"top-1": "top1", "PQ": "pq"}
 
 
 def models(json: JsonFlag = False) -> None:
@@ -23,7 +17,9 @@ def models(json: JsonFlag = False) -> None:
     import torch
 
     from vitkit.models import MODELS, build, count_macs, count_parameters
+    from vitkit.runtimes.tasks import TASKS, task_module
 
+    metrics = {task: task_module(task, "metric") for task in TASKS}
     rows: list[dict[str, Any]] = []
     for name, info in MODELS.items():
         with torch.device("meta"):
@@ -36,8 +32,7 @@ def models(json: JsonFlag = False) -> None:
                 "input": [3, side, side],
                 "params": count_parameters(model),
                 "macs": count_macs(model),
-                "top1": info.reported if info.task == "classification" else None,
-                "pq": info.reported if info.task == "panoptic" else None,
+                **{m.METRIC: info.reported if task == info.task else None for task, m in metrics.items()},
                 "source": info.source,
             }
         )
@@ -51,8 +46,13 @@ def models(json: JsonFlag = False) -> None:
             "x".join(map(str, row["input"][1:])),
             f"{row['params']:,}",
             f"{row['macs'] / 1e9:.3f} G",
-            next((f"{name} {row[key]:.1f}" for name, key in _ACCURACY.items() if row[key]), "-"),
+            _accuracy(row, metrics[row["task"]]),
         )
         for row in rows
     ]
     print_table(("model", "task", "input", "parameters", "MACs", "published, %"), table)
+
+
+def _accuracy(row: dict[str, Any], metric: Any) -> str:
+    reported = row[metric.METRIC]
+    return "-" if reported is None else f"{metric.UNIT} {reported:.1f}"

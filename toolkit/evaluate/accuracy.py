@@ -21,6 +21,8 @@ from vitkit.runtimes.image import prepare_batch, read_image
 BATCH = 16
 # Options of `evaluate` beside the network and the data: none.
 OPTIONS: tuple[str, ...] = ()
+# The value of `vitkit evaluate` by which classifiers are compared, and how people call it.
+METRIC, UNIT = "top1", "top-1"
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,8 @@ from vitkit.runtimes.tasks import decoder
 
 # Options of `evaluate` beside the network and the data, for the command line.
 OPTIONS = ("split", "fast", "save")
+# The value of `vitkit evaluate` by which panoptic networks are compared, and how people call it.
+METRIC, UNIT = "pq", "PQ"
 
 
 def evaluate(

@@ -1,4 +1,4 @@
-"""The registry of models: `build(name, **options)` makes one, `MODELS` says what there is."""
+"""The registry of models: `MODELS` lists them by name, `build(name, **options)` makes one."""
 
 from __future__ import annotations
 
@@ -7,16 +7,32 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from vitkit.models.ps_vit import PSViT, PSViTConfig
-from vitkit.models.remax import STRIDES, ReMaX, ReMaXConfig
-from vitkit.runtimes.card import ImageSpec, ModelCard, TensorSpec
+from vitkit.models.families import FAMILIES, family_of
+from vitkit.models.family import Family, Labels, Model, ModelConfig
+from vitkit.models.ps_vit import PSViTConfig
+from vitkit.models.remax import ReMaXConfig
+from vitkit.runtimes.card import ModelCard, TensorSpec
 from vitkit.runtimes.errors import BadRequest
 
 if TYPE_CHECKING:
     from torch import nn
 
-Config = PSViTConfig | ReMaXConfig
-Model = PSViT | ReMaX
+__all__ = [
+    "FAMILIES",
+    "MODELS",
+    "Family",
+    "Labels",
+    "Model",
+    "ModelConfig",
+    "ModelInfo",
+    "build",
+    "configure",
+    "count_macs",
+    "count_parameters",
+    "family_of",
+    "model_info",
+    "run_card",
+]
 
 _TI = PSViTConfig()
 _B = PSViTConfig(dim=384, heads=6, encoder_layers=10, stem_mid=256)
@@ -48,14 +64,14 @@ class ModelInfo:
     `reported` is the paper's accuracy in per cent, top-1 on ImageNet or PQ on COCO; `source` its table.
     """
 
-    config: Config
+    config: ModelConfig
     reported: float | None = None
     source: str = "not published"
 
     @property
     def task(self) -> str:
-        """What the model does."""
-        return "classification" if isinstance(self.config, PSViTConfig) else "panoptic"
+        """The task, a key of `vitkit.runtimes.tasks.TASKS`."""
+        return family_of(self.config).task
 
 
 MODELS: dict[str, ModelInfo] = {
@@ -100,7 +116,7 @@ def model_info(name: str) -> ModelInfo:
     return MODELS[name]
 
 
-def configure(name: str, options: Mapping[str, Any]) -> Config:
+def configure(name: str, options: Mapping[str, Any]) -> ModelConfig:
     """A model's config with options changed, given as values or as text (`qk_scale="dim"`, `n="12"`).
 
     Raises BadRequest for an unknown model or option, and for a value that the option cannot take.
@@ -142,89 +158,38 @@ def _parse(value: Any, kind: Any) -> Any:
 def build(name: str, **options: Any) -> Model:
     """A freshly initialised model; `options` are fields of its config. Raises BadRequest."""
     config = configure(name, options)
-    return PSViT(config) if isinstance(config, PSViTConfig) else ReMaX(config)
+    return family_of(config).module(config)
 
 
-@dataclass(frozen=True)
-class Labels:
-    """The classes of a data set: `names`, its own `ids` where they differ, and which are things."""
-
-    names: tuple[str, ...]
-    ids: tuple[str, ...] | None = None
-    things: tuple[bool, ...] | None = None
-
-
-def run_card(name: str, config: Config, labels: Labels | None = None) -> ModelCard:
+def run_card(name: str, config: ModelConfig, labels: Labels | None = None) -> ModelCard:
     """The card of a float model as torch runs it: normalised NCHW float32 input, any batch.
 
-    Without `labels` classes go by their numbers; those of a panoptic model with COCO's 133 by COCO's names.
+    Without `labels`, classes go by the names of the family's published data set if their number fits
+    (COCO's 133 of a panoptic model), else by their numbers.
     """
-    card = _panoptic_card if isinstance(config, ReMaXConfig) else _classification_card
+    family, count, side = family_of(config), config.num_classes, config.image_size
     if labels is None:
-        labels = _coco_labels() if isinstance(config, ReMaXConfig) and config.num_classes == 133 else None
-    numbered = Labels(tuple(str(i) for i in range(config.num_classes)))
-    body = card(config, labels or numbered)  # type: ignore[arg-type,operator]
-    side = config.image_size
+        published = family.labels.get(count)
+        labels = published() if published else Labels(tuple(map(str, range(count))))
+    parts = family.card(config, labels)
     return ModelCard(
         name=name,
-        task=model_info(name).task,
+        task=family.task,
         target="torch",
         precision="fp32",
         inputs=(TensorSpec("image", (None, 3, side, side), "float32"),),
-        labels=(labels or numbered).names,
-        label_ids=(labels or numbered).ids,
-        provenance={"model": name, "options": {k: _plain(v) for k, v in asdict(config).items()}},
-        **body,
+        outputs=parts.outputs,
+        image=parts.image,
+        labels=labels.names,
+        label_ids=labels.ids,
+        decode=parts.decode,
+        provenance={"model": name, "options": {k: _as_json(v) for k, v in asdict(config).items()}},
     )
 
 
-def _plain(value: Any) -> Any:
+def _as_json(value: Any) -> Any:
     # As JSON reads it back, so that a card compares equal to itself.
     return list(value) if isinstance(value, tuple) else value
-
-
-def _classification_card(config: PSViTConfig, labels: Labels) -> dict[str, Any]:
-    outputs = (
-        TensorSpec("logits", (None, config.num_classes), "float32"),
-        TensorSpec("points", (None, config.iterations, config.n**2, 2), "float32"),
-    )
-    return {
-        "outputs": outputs,
-        "image": ImageSpec((config.image_size, config.image_size), layout="NCHW", dtype="float32"),
-        "decode": {"logits": "logits", "points": "points"},
-    }
-
-
-def _panoptic_card(config: ReMaXConfig, labels: Labels) -> dict[str, Any]:
-    side = (config.image_size - 1) // STRIDES[-1] + 1
-    outputs = (
-        TensorSpec("masks", (None, config.queries, side, side), "float32"),
-        TensorSpec("classes", (None, config.queries, config.num_classes + 1), "float32"),
-    )
-    # Pixels become -1..1. The published padding is 0 after that, half a grey value from 128.
-    image = ImageSpec(
-        (config.image_size, config.image_size),
-        interpolation="bilinear",
-        mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5),
-        layout="NCHW",
-        dtype="float32",
-        fit="contain",
-        pad=128,
-    )
-    things = labels.things or (True,) * len(labels.names)
-    decode = {
-        "masks": "masks",
-        "classes": "classes",
-        "things": [i for i, thing in enumerate(things) if thing],
-    }
-    return {"outputs": outputs, "image": image, "decode": decode}
-
-
-def _coco_labels() -> Labels:
-    from vitkit.data.coco.categories import IDS, NAMES, THINGS
-
-    return Labels(NAMES, tuple(map(str, IDS)), tuple(i < THINGS for i in range(len(NAMES))))
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vitkit.models.layers import NORM_EPS, NORM_MOMENTUM
+from vitkit.models.state import summarise, weight_problem
 from vitkit.runtimes.errors import BadInput
 
 BACKBONES = ("mobilenetv3_small_100", "mobilenetv3_large_100", "mobilenetv3_small_050", "resnet50")
@@ -125,9 +126,6 @@ def load_backbone(network: MobileNetV3 | ResNet, tensors: Mapping[str, Tensor], 
 
     Raises BadInput naming what is missing, misshapen or no weight.
     """
-    # Not at the top: the readers of checkpoints build models, and models have backbones.
-    from vitkit.models.checkpoints import listed, trouble
-
     own = network.state_dict()
     names = {key: key for key in own}
     # Both libraries name ResNet's tensors alike.
@@ -141,10 +139,10 @@ def load_backbone(network: MobileNetV3 | ResNet, tensors: Mapping[str, Tensor], 
                 problems.append(f"{name} is missing")
         elif tensors[name].shape != own[key].shape:
             problems.append(f"{name} is {list(tensors[name].shape)}, not {list(own[key].shape)}")
-        elif reason := trouble(name, tensors[name]):
+        elif reason := weight_problem(name, tensors[name]):
             problems.append(f"{name} {reason}")
     if problems:
-        raise BadInput(f"{where} does not hold this backbone's weights: {listed(problems)}")
+        raise BadInput(f"{where} does not hold this backbone's weights: {summarise(problems)}")
     network.load_state_dict({key: tensors.get(name, own[key]) for key, name in names.items()})
 
 

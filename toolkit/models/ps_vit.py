@@ -6,11 +6,15 @@ column-major; the network is permutation-equivariant over points, so only dumps 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from vitkit.models.family import CardParts, Labels, Layout, Model, ModelConfig, Place
+from vitkit.runtimes.card import ImageSpec, TensorSpec
 
 # Two feature-map pixels a side: with one, there is nothing to interpolate between.
 MIN_IMAGE_SIZE = 5
@@ -18,7 +22,7 @@ MAX_OPTION = 10_000
 
 
 @dataclass(frozen=True)
-class PSViTConfig:
+class PSViTConfig(ModelConfig):
     """Architecture of one PS-ViT (thesis table 2); the defaults are PS-ViT-Ti/14.
 
     `qk_scale` is the softmax scale's base: `head_dim` (the authors' default) or `dim` (what their
@@ -26,8 +30,6 @@ class PSViTConfig:
     feature map: 4 as published; 2 and 1, with a 3x3 convolution first, are ours for small images.
     """
 
-    num_classes: int = 1000
-    image_size: int = 224
     n: int = 14
     dim: int = 192
     heads: int = 3
@@ -243,9 +245,10 @@ class ProgressiveSampler(nn.Module):
         return sampled
 
 
-class PSViT(nn.Module):
+class PSViT(Model):
     """PS-ViT (thesis figure 4): convolutional stem, progressive sampling, encoder, class-token head."""
 
+    config: PSViTConfig
     # What stays float in every engine, as patterns over module paths: all that makes the coordinates at
     # which the next iteration samples. A rounding there reads the wrong pixels.
     float_modules = ("sampler", "sampler.offset_layers.*", "sampler.pos_layer", "sampler.sample")
@@ -312,3 +315,30 @@ class PSViT(nn.Module):
         logits = self.head(self.norm(tokens.reshape(batch, -1, dim)[:, 0]))
         # With symmetric padding, a feature-map pixel p is centred on image pixel stride * p.
         return logits, points * self.config.stride
+
+
+def card_parts(config: PSViTConfig, labels: Labels) -> CardParts:
+    """The PS-ViT part of a card: class logits, and the sampling points in image pixels."""
+    outputs = (
+        TensorSpec("logits", (None, config.num_classes), "float32"),
+        TensorSpec("points", (None, config.iterations, config.n**2, 2), "float32"),
+    )
+    image = ImageSpec((config.image_size, config.image_size), layout="NCHW", dtype="float32")
+    return CardParts(outputs, image, {"logits": "logits", "points": "points"})
+
+
+def _place(config: PSViTConfig, key: str, shape: tuple[int, ...]) -> Place:
+    theirs = re.sub(r"\.mlp\.([03])\.", lambda m: f".mlp.fc{1 if m[1] == '0' else 2}.", key)
+    if match := re.fullmatch(r"sampler\.pos_layer\.(.+)", theirs):
+        aliases = (f"ps_layers.{t}.position_layer.{match[1]}" for t in range(config.iterations))
+        return Place((f"pos_layer.{match[1]}", *aliases), shape)
+    if match := re.fullmatch(r"sampler\.layers\.(\d+)\.(.+)", theirs):
+        iterations = range(config.iterations) if config.share else [int(match[1])]
+        return Place(tuple(f"ps_layers.{t}.transformer_layer.{match[2]}" for t in iterations), shape)
+    if match := re.fullmatch(r"sampler\.offset_layers\.(\d+)\.(.+)", theirs):
+        return Place((f"ps_layers.{match[1]}.offset_layer.{match[2]}",), shape)
+    return Place((re.sub(r"^encoder\.", "trans_layers.", theirs),), shape)
+
+
+# The layout of the authors' code.
+LAYOUT = Layout(_place, heads=r"head\..*", spare=lambda config: {"point_coord": (1, config.n**2, 2)})

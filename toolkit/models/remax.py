@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from vitkit.models.backbones import BACKBONES, build_backbone
+from vitkit.models.family import CardParts, Labels, Model, ModelConfig
 from vitkit.models.kmax import SPAN, BlockOptions, Decoded, PixelDecoder, Prediction, TransformerDecoder
 from vitkit.models.layers import ConvNorm, init_normal, resize
+from vitkit.runtimes.card import ImageSpec, TensorSpec
 
 MAX_OPTION = 10_000
 # The strides of the pixel decoder's maps, in its order; the masks have the last one.
@@ -40,7 +42,7 @@ _CHOICES = {
 
 
 @dataclass(frozen=True)
-class ReMaXConfig:
+class ReMaXConfig(ModelConfig):
     """Architecture of one ReMaX; the defaults are ReMaX-T (thesis appendix of chapter 6, table B).
 
     `image_size` is 32k + 1 pixels. `pixel_widths` and `pixel_blocks` go over strides 32, 16, 8, 4,
@@ -88,9 +90,10 @@ class ReMaXConfig:
                 raise ValueError(f"the width {width} is not a multiple of heads {self.heads}")
 
 
-class ReMaX(nn.Module):
+class ReMaX(Model):
     """The network that is deployed: backbone, pixel decoder, transformer decoder."""
 
+    config: ReMaXConfig
     output_names = ("masks", "classes")
 
     def __init__(self, config: ReMaXConfig) -> None:
@@ -242,3 +245,37 @@ def _separable(width_in: int, width: int) -> nn.Sequential:
 
 def _join(low: Tensor, high: Tensor) -> Tensor:
     return torch.cat([resize(low, (high.shape[2], high.shape[3])), high], dim=1)
+
+
+def card_parts(config: ReMaXConfig, labels: Labels) -> CardParts:
+    """The ReMaX part of a card: mask and class logits of the slots; classes are things by default."""
+    side = (config.image_size - 1) // STRIDES[-1] + 1
+    outputs = (
+        TensorSpec("masks", (None, config.queries, side, side), "float32"),
+        TensorSpec("classes", (None, config.queries, config.num_classes + 1), "float32"),
+    )
+    # Pixels become -1..1. The published padding is 0 after that, half a grey value from 128.
+    image = ImageSpec(
+        (config.image_size, config.image_size),
+        interpolation="bilinear",
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        layout="NCHW",
+        dtype="float32",
+        fit="contain",
+        pad=128,
+    )
+    things = labels.things or (True,) * len(labels.names)
+    decode = {
+        "masks": "masks",
+        "classes": "classes",
+        "things": [i for i, thing in enumerate(things) if thing],
+    }
+    return CardParts(outputs, image, decode)
+
+
+def coco_labels() -> Labels:
+    """COCO's 133 panoptic categories: 80 things, then 53 kinds of stuff."""
+    from vitkit.data.coco.categories import IDS, NAMES, THINGS
+
+    return Labels(NAMES, tuple(map(str, IDS)), tuple(i < THINGS for i in range(len(NAMES))))

@@ -192,3 +192,8 @@ def _truth(text: str) -> bool:
     if text.lower() not in ("true", "false"):
         raise ValueError(text)
     return text.lower() == "true"
+
+
+def training_provenance(config: TrainConfig) -> dict[str, object]:
+    """The entries of a card's provenance about how its weights were trained."""
+    return {"weights": "trained", "epochs": config.epochs, "seed": config.seed}

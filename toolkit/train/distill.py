@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitkit.models.checkpoints import read_tensors
+from vitkit.models.state import read_tensors
 from vitkit.runs import load_run
 from vitkit.runtimes.card import ImageSpec, ModelCard
 from vitkit.runtimes.errors import BadRequest

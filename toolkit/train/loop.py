@@ -22,7 +22,7 @@ from accelerate.utils import DistributedType, gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from vitkit.models import Model, build, model_info
+from vitkit.models import Model, build, family_of, model_info
 from vitkit.runs import CONFIG_FILE, WEIGHTS_FILE, write_run_files
 from vitkit.runtimes.card import CARD_FILE
 from vitkit.runtimes.errors import BadInput, BadRequest, DeviceError, VitkitError
@@ -32,18 +32,16 @@ from vitkit.train import checkpoint
 from vitkit.train.checkpoint import Record, Row, State
 from vitkit.train.config import TrainConfig
 from vitkit.train.curves import draw_curves
-from vitkit.train.images import ClassificationTask
 from vitkit.train.norms import synchronise
-from vitkit.train.panoptic import PanopticTask
 from vitkit.train.progress import Progress
 from vitkit.train.readable import check_readable
 from vitkit.train.recompute import recompute
-from vitkit.train.samples import Samples
 from vitkit.train.schedule import make_optimizer, make_schedule
 from vitkit.train.seeds import seed_of
 from vitkit.train.shards import Shard, micro_batches
-from vitkit.train.task import Batch, Task
-from vitkit.train.track import Tracker, chosen
+from vitkit.train.task import Batch, TrainingTask, open_task
+from vitkit.train.track import Tracker, find_tracker
+from vitkit.train.training_images import TrainingImages
 from vitkit.train.transfer import fill_backbone, freeze, initialise
 
 _NAMED_FILES = 8
@@ -88,12 +86,12 @@ def train(
     the `track` asked for is not installed.
     """
     checkpoint.check_out(out, resume)
-    track = chosen(config.track)
-    panoptic = model_info(config.model).task == "panoptic"
-    if backbone is not None and not panoptic:
+    track = find_tracker(config.track)
+    model = model_info(config.model).config
+    if backbone is not None and not hasattr(model, "backbone"):
         raise BadRequest(f"{config.model} has no backbone that --backbone-weights could fill")
     accelerator = _accelerator(config)
-    task: Task = (PanopticTask if panoptic else ClassificationTask)(config, data)
+    task = open_task(family_of(model).training, config, data)
     options = task.card.provenance["options"]
     settings = {name: value for name, value in asdict(config).items() if name not in _FREE}
     identity = _plain({**settings, "options": options, "data": task.fingerprint})
@@ -142,7 +140,7 @@ class Trainer:
     def __init__(
         self,
         config: TrainConfig,
-        task: Task,
+        task: TrainingTask,
         network: Model,
         accelerator: Accelerator,
         out: Path,
@@ -257,7 +255,7 @@ class Trainer:
     def _batches(self, epoch: int, done: int) -> Iterator[Batch]:
         plan = self._plan(epoch)[done * self.config.accumulate :]
         self.task.expect([i for part in plan for i in part])
-        samples = Samples(self.task)
+        samples = TrainingImages(self.task)
         loader: DataLoader[Any] = DataLoader(
             samples,
             batch_sampler=[[(i, seed_of(self.config.seed, epoch, i)) for i in part] for part in plan],
@@ -390,7 +388,7 @@ def _not_finite(epoch: int, files: Sequence[str], out: Path) -> str:
     )
 
 
-def _finish(out: Path, task: Task, identity: dict[str, Any]) -> None:
+def _finish(out: Path, task: TrainingTask, identity: dict[str, Any]) -> None:
     state, record = checkpoint.read_best(out)
     log = checkpoint.read_log(out)
     best = {"best_epoch": record.log[-1]["epoch"], record.metric: record.log[-1][record.metric]}

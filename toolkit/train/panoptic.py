@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -18,13 +18,14 @@ from vitkit.data.coco.ids import read_ids
 from vitkit.data.coco.read import find_splits, read_split
 from vitkit.data.folder import listing_sha256
 from vitkit.data.tars import has_index
+from vitkit.evaluate import Network, panoptic
+from vitkit.exporters.source import Source
 from vitkit.models import Labels, configure, run_card
 from vitkit.models.remax import STRIDES, Relaxed, RelaxedTraining, ReMaXConfig
 from vitkit.runtimes.card import ModelCard
 from vitkit.runtimes.errors import BadInput, BadRequest
 from vitkit.runtimes.image import read_image
-from vitkit.train.config import TrainConfig
-from vitkit.train.images import normalise, recolour, trained
+from vitkit.train.config import TrainConfig, training_provenance
 from vitkit.train.memory import in_memory
 from vitkit.train.panoptic_loss import (
     LossConfig,
@@ -35,6 +36,7 @@ from vitkit.train.panoptic_loss import (
     panoptic_losses,
     remask,
 )
+from vitkit.train.pixels import normalise, recolour
 from vitkit.train.readable import check_readable, unreadable
 from vitkit.train.shards import Shard
 
@@ -42,21 +44,21 @@ from vitkit.train.shards import Shard
 class Scene(NamedTuple):
     """An image in memory.
 
-    `photo` (H, W, 3) uint8 RGB; `numbers` (H, W) int32, which of the segments covers a pixel, from 1, and 0
+    `pixels` (H, W, 3) uint8 RGB; `numbers` (H, W) int32, which of the segments covers a pixel, from 1, and 0
     on void; `classes` (n + 1,) the class of each segment, `instances` (n + 1,) whether it is one, which a
     crowd is not; entry 0 is void's: -1 and False.
     """
 
-    photo: NDArray[np.uint8]
+    pixels: NDArray[np.uint8]
     numbers: NDArray[np.int32]
     classes: NDArray[np.int64]
     instances: NDArray[np.bool_]
 
 
-class PanopticTask:
-    """A data set in COCO's panoptic layout, with a network that segments it; see `Task`."""
+class PanopticTraining:
+    """A data set in COCO's panoptic layout, with a network that segments it; see `TrainingTask`."""
 
-    metric, unit = "pq", "PQ"
+    metric, unit = panoptic.METRIC, panoptic.UNIT
 
     def __init__(self, config: TrainConfig, data: str | Path) -> None:
         if has_index(data):
@@ -73,8 +75,7 @@ class PanopticTask:
         numbers = {category.id: i for i, category in enumerate(train.categories)}
         val, self.notes = _readable(val, numbers)
         self.config, self.card = config, _card(config, train, val)
-        model = configure(config.model, self.card.provenance["options"])
-        assert isinstance(model, ReMaXConfig)
+        model = cast(ReMaXConfig, configure(config.model, self.card.provenance["options"]))
         self.size = model.image_size
         self.loss = LossConfig(
             mask_id="sigmoid" if model.mask_id == "sigmoid" else "softmax",
@@ -90,7 +91,7 @@ class PanopticTask:
             train.images,
             lambda image: _load(image, numbers),
             config.cache_mb,
-            lambda scene: scene.photo.nbytes + scene.numbers.nbytes,
+            lambda scene: scene.pixels.nbytes + scene.numbers.nbytes,
         )
 
     def trainable(self, network: nn.Module) -> nn.Module:
@@ -156,18 +157,14 @@ class PanopticTask:
 
     def measure(self, network: nn.Module, shard: Shard) -> dict[str, float]:
         """PQ in per cent, and its parts, on the validation images at their own size."""
-        from vitkit.evaluate import Network
-        from vitkit.evaluate.panoptic import evaluate
-        from vitkit.exporters.source import Source
-
         source = Source(network, self.card)  # type: ignore[arg-type]
         part = replace(self.val, images=tuple(shard.of(self.val.images)))
-        report = evaluate(
+        report = panoptic.evaluate(
             Network(self.card, source.predict, lambda: None),
             part,
             merge=lambda counts: shard.add(torch.from_numpy(counts)).cpu().numpy(),
         )
-        return {"pq": report.all.pq, "sq": report.all.sq, "rq": report.all.rq, "miou": report.miou}
+        return {self.metric: report.all.pq, "sq": report.all.sq, "rq": report.all.rq, "miou": report.miou}
 
 
 def _on_device(generator: Generator, device: torch.device) -> Generator:
@@ -219,7 +216,7 @@ def _card(config: TrainConfig, train: PanopticSet, val: PanopticSet) -> ModelCar
     )
     card = run_card(config.model, model, labels)
     counts = {"train_images": len(train.images), "val_images": len(val.images)}
-    return replace(card, provenance={**card.provenance, **trained(config), **counts})
+    return replace(card, provenance={**card.provenance, **training_provenance(config), **counts})
 
 
 def _fingerprint(data: Path, splits: list[PanopticSet]) -> str:
@@ -228,9 +225,9 @@ def _fingerprint(data: Path, splits: list[PanopticSet]) -> str:
 
 
 def _load(image: PanopticImage, numbers: dict[int, int]) -> Scene:
-    photo, ids = read_image(image.file), read_ids(image.mask)
-    if photo.shape[:2] != ids.shape:
-        raise BadInput(f"{image.file} is {photo.shape[:2]} pixels, its segments {image.mask} {ids.shape}")
+    pixels, ids = read_image(image.file), read_ids(image.mask)
+    if pixels.shape[:2] != ids.shape:
+        raise BadInput(f"{image.file} is {pixels.shape[:2]} pixels, its segments {image.mask} {ids.shape}")
     known, inverse = np.unique(ids, return_inverse=True)
     place = {segment.id: i for i, segment in enumerate(image.segments, start=1)}
     if stray := [int(i) for i in known if i and int(i) not in place]:
@@ -240,7 +237,7 @@ def _load(image: PanopticImage, numbers: dict[int, int]) -> Scene:
     lookup = np.array([place.get(int(i), 0) for i in known], np.int32)
     classes = np.array([-1, *(numbers[s.category_id] for s in image.segments)], np.int64)
     instances = np.array([False, *(not s.crowd for s in image.segments)])
-    return Scene(photo, lookup[inverse].reshape(ids.shape), classes, instances)
+    return Scene(pixels, lookup[inverse].reshape(ids.shape), classes, instances)
 
 
 def jittered(scene: Scene, size: int, config: TrainConfig, rng: np.random.Generator) -> Scene:
@@ -248,15 +245,15 @@ def jittered(scene: Scene, size: int, config: TrainConfig, rng: np.random.Genera
     height, width = scene.numbers.shape
     factor = rng.uniform(config.scale_min, config.scale_max) * size / max(height, width)
     tall, wide = (max(1, round(side * factor)) for side in (height, width))
-    photo = np.asarray(Image.fromarray(scene.photo).resize((wide, tall), Image.Resampling.BILINEAR))
+    pixels = np.asarray(Image.fromarray(scene.pixels).resize((wide, tall), Image.Resampling.BILINEAR))
     numbers = np.asarray(Image.fromarray(scene.numbers).resize((wide, tall), Image.Resampling.NEAREST))
     if rng.random() < config.flip:
-        photo, numbers = photo[:, ::-1], numbers[:, ::-1]
+        pixels, numbers = pixels[:, ::-1], numbers[:, ::-1]
     top, left = (int(rng.integers(max(side - size, 0) + 1)) for side in (tall, wide))
     canvas = np.full((size, size, 3), 128, np.uint8)
     ground = np.zeros((size, size), np.int32)
     part = numbers[top : top + size, left : left + size]
-    canvas[: part.shape[0], : part.shape[1]] = photo[top : top + size, left : left + size]
+    canvas[: part.shape[0], : part.shape[1]] = pixels[top : top + size, left : left + size]
     ground[: part.shape[0], : part.shape[1]] = part
     return Scene(canvas, ground, scene.classes, scene.instances)
 
@@ -269,7 +266,7 @@ def paste(scene: Scene, other: Scene, things: NDArray[np.bool_], rng: np.random.
     offset = len(scene.classes) - 1
     numbers = np.where(where, other.numbers + offset, scene.numbers).astype(np.int32)
     return Scene(
-        np.where(where[..., None], other.photo, scene.photo),
+        np.where(where[..., None], other.pixels, scene.pixels),
         numbers,
         np.concatenate([scene.classes, other.classes[1:]]),
         np.concatenate([scene.instances, other.instances[1:]]),
@@ -284,7 +281,7 @@ def _collate(scenes: Sequence[Scene]) -> tuple[Tensor, ...]:
         return np.pad(values, (0, most - len(values)), constant_values=empty)
 
     arrays = (
-        np.stack([scene.photo for scene in scenes]),
+        np.stack([scene.pixels for scene in scenes]),
         # Sub-sampled, not averaged: the corners of the two maps fall on each other.
         np.stack([scene.numbers[::step, ::step] for scene in scenes]).astype(np.int64),
         np.stack([filled(scene.classes, -1) for scene in scenes]),

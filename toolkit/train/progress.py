@@ -14,7 +14,7 @@ from rich.table import Column
 
 from vitkit.train.checkpoint import Row, State
 from vitkit.train.config import TrainConfig
-from vitkit.train.task import Task
+from vitkit.train.task import TrainingTask
 from vitkit.train.track import Tracker
 
 
@@ -28,7 +28,7 @@ class Progress:
     def __init__(
         self,
         config: TrainConfig,
-        task: Task,
+        task: TrainingTask,
         steps_per_epoch: int,
         visible: bool,
         tracker: Tracker,

@@ -1,14 +1,16 @@
-"""What the training loop needs to know of a task: its data, its loss, its measure."""
+"""What the training loop needs of a task: data, loss, measure."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from torch import Generator, Tensor, nn
 
 from vitkit.runtimes.card import ModelCard
+from vitkit.train.config import TrainConfig
 from vitkit.train.shards import Shard
 
 
@@ -19,7 +21,7 @@ class Batch(NamedTuple):
     data: tuple[Tensor, ...]
 
 
-class Task(Protocol):
+class TrainingTask(Protocol):
     """A data set ready for training.
 
     `card` is that of the run to be; `fingerprint` changes with the data; `metric` names the value of
@@ -59,3 +61,13 @@ class Task(Protocol):
     def measure(self, network: nn.Module, shard: Shard) -> dict[str, float]:
         """How good the network is on the validation images, of which each process takes its shard."""
         ...
+
+
+def open_task(training: str, config: TrainConfig, data: str | Path) -> TrainingTask:
+    """The data of a training run, ready to train on; `training` is `module:class` of a row in FAMILIES.
+
+    Raises BadRequest for settings that the data or the task cannot take, BadInput for data of another form.
+    """
+    module, _, name = training.partition(":")
+    task: TrainingTask = getattr(import_module(module), name)(config, data)
+    return task

@@ -20,7 +20,7 @@ EVERY = 20
 _MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
 
 
-def chosen(track: str) -> str:
+def find_tracker(track: str) -> str:
     """What a training with this `track` setting is tracked by: `tensorboard`, `wandb` or `none`.
 
     `auto` is TensorBoard where it can be imported. Raises MissingBackend where what is asked for cannot.
@@ -100,7 +100,7 @@ _WRITERS: dict[str, Callable[[Path, TrainConfig, int], _Writer]] = {
 class Tracker:
     """Writes a training's values below `out/events`, against the optimiser steps done since its start.
 
-    `kind` is what `chosen` returned. Nothing is opened before the first value comes. Values are named
+    `kind` is what `find_tracker` returned. Nothing is opened before the first value comes. Values are named
     `step/NAME`, a mean over the steps since the last point, and `epoch/NAME`, one of the log.
     """
 

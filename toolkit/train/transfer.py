@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from vitkit.models import Model
 from vitkit.models.backbones import load_backbone
-from vitkit.models.checkpoints import listed, read_tensors
 from vitkit.models.remax import ReMaX
+from vitkit.models.state import read_tensors, summarise
 from vitkit.runs import load_run
 from vitkit.runtimes.errors import BadInput, BadRequest, VitkitError
 from vitkit.torchvision_shim import timm
@@ -36,8 +36,8 @@ def initialise(network: Model, source: Path) -> list[str]:
     ]
     if problems or len({own[name].shape[0] - tensors[name].shape[0] for name in fresh}) > 1:
         raise BadInput(
-            f"{source} does not fit the model: {listed(problems or fresh)}. Weights of other projects become "
-            "a run by: vitkit import"
+            f"{source} does not fit the model: {summarise(problems or fresh)}. Weights of other projects "
+            "become a run by: vitkit import"
         )
     network.load_state_dict({name: own[name] if name in fresh else tensors[name] for name in own})
     return fresh

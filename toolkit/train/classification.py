@@ -1,4 +1,4 @@
-"""Training classifiers on image folders, with timm's augmentation."""
+"""Training classifiers on image folders or shards, with timm's augmentation."""
 
 from __future__ import annotations
 
@@ -14,58 +14,44 @@ from PIL import Image
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from vitkit.evaluate import accuracy
 from vitkit.models import Labels, configure, run_card
 from vitkit.runtimes.card import ImageSpec, ModelCard
 from vitkit.runtimes.errors import BadInput, BadRequest
 from vitkit.runtimes.image import prepare
 from vitkit.torchvision_shim import timm
-from vitkit.train.config import TrainConfig
+from vitkit.train.config import TrainConfig, training_provenance
 from vitkit.train.distill import Teacher, distillation_loss
+from vitkit.train.image_source import ImageSplits, find_images
 from vitkit.train.mixing import AttentionWatch, Mixed, mix, soft_targets, transmix_share
-from vitkit.train.photos import PhotoSplits, find_photos
 from vitkit.train.readable import check_readable
 from vitkit.train.seeds import seeded
 from vitkit.train.shards import Shard
 
 
-def normalise(pixels: Tensor, spec: ImageSpec) -> Tensor:
-    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in channels-last memory, as `runtimes.image.prepare`."""
-    std = torch.tensor(spec.std, device=pixels.device)
-    mean = torch.tensor(spec.mean, device=pixels.device)
-    return (pixels.float() * (torch.tensor(1 / 255) / std) - mean / std).permute(0, 3, 1, 2)
+class ClassificationTraining:
+    """Image folders with a network that names their classes; see `TrainingTask`."""
 
-
-def recolour(images: Tensor, config: TrainConfig, generator: Generator) -> Tensor:
-    """Change contrast and brightness of each channel of normalised (B, 3, H, W) images."""
-    contrast, brightness = (
-        (torch.rand(len(images), 3, 1, 1, generator=generator) * 2 - 1) * config.jitter for _ in range(2)
-    )
-    return images * (1 + contrast).to(images.device) + brightness.to(images.device)
-
-
-class ClassificationTask:
-    """Image folders with a network that names their classes; see `Task`."""
-
-    metric, unit = "top1", "top-1"
+    metric, unit = accuracy.METRIC, accuracy.UNIT
 
     def __init__(self, config: TrainConfig, data: str | Path) -> None:
-        splits = find_photos(data, config)
+        splits = find_images(data, config)
         self.config, self.card = config, _card(config, splits)
         self.fingerprint = splits.digest
-        self.photos, self.val = splits.train, splits.val
-        self.files, self.chunks = self.photos.files, self.photos.chunks
+        self.images, self.val = splits.train, splits.val
+        self.files, self.chunks = self.images.files, self.images.chunks
         self.notes = list(splits.notes)
         self.change = transform(config, self.card.image)
 
     def sample(self, index: int, seed: int) -> tuple[Tensor, int]:
         """A training image, normalised and augmented (3, H, W), and its class number."""
-        photo, target = self.photos[index]
+        image, target = self.images[index]
         with seeded(seed):
-            return self.change(Image.fromarray(photo)), target
+            return self.change(Image.fromarray(image)), target
 
     def expect(self, order: Sequence[int]) -> None:
         """The training images of the epoch to come."""
-        self.photos.expect(order)
+        self.images.expect(order)
 
     def collate(self, samples: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, ...]:
         """Samples -> images (B, 3, H, W) and class numbers (B,)."""
@@ -117,15 +103,15 @@ class ClassificationTask:
         check_readable(len(self.val) - round(read), len(self.val), "validation images", lost)
         told = [f"validation image left out: {reason}" for reason in lost]
         self.notes += [note for note in told if note not in self.notes]
-        return {"top1": 100 * right / read}
+        return {self.metric: 100 * right / read}
 
     def _prepared(self, numbers: Sequence[int], lost: list[str]) -> tuple[list[NDArray[Any]], list[int]]:
         """Validation images as inputs, and their class numbers; why others cannot be read goes to `lost`."""
         images, targets = [], []
         for number in numbers:
             try:
-                photo, target = self.val[number]
-                images.append(prepare(photo, self.card.image))
+                image, target = self.val[number]
+                images.append(prepare(image, self.card.image))
                 targets.append(target)
             except BadInput as error:
                 lost.append(str(error))
@@ -150,17 +136,12 @@ def transform(config: TrainConfig, spec: ImageSpec) -> Callable[[Image.Image], T
     return made
 
 
-def _card(config: TrainConfig, splits: PhotoSplits) -> ModelCard:
+def _card(config: TrainConfig, splits: ImageSplits) -> ModelCard:
     classes = len(splits.classes)
     model = configure(config.model, {"num_classes": classes, **config.options})
     if model.num_classes != classes:
         raise BadRequest(f"num_classes is {model.num_classes}, but the data has {classes}; leave it out")
     card = run_card(config.model, model, Labels(splits.classes))
     counts = {"train_images": len(splits.train), "val_images": len(splits.val)}
-    provenance = {**card.provenance, **trained(config), **counts}
+    provenance = {**card.provenance, **training_provenance(config), **counts}
     return replace(card, image=replace(card.image, crop_pct=config.crop_pct), provenance=provenance)
-
-
-def trained(config: TrainConfig) -> dict[str, object]:
-    """What a card's provenance says of a training."""
-    return {"weights": "trained", "epochs": config.epochs, "seed": config.seed}

@@ -14,7 +14,7 @@ from vitkit.train.memory import in_memory
 from vitkit.train.readable import check_readable, unreadable
 
 
-class Photos(Protocol):
+class ImageSource(Protocol):
     """The images of a split by number.
 
     `files` names them; `chunks` are the numbers of images that are best read together, in their order.
@@ -34,20 +34,20 @@ class Photos(Protocol):
         ...
 
 
-class PhotoSplits(NamedTuple):
+class ImageSplits(NamedTuple):
     """What a classifier trains on and is measured on; `digest` changes with the data.
 
     `notes` say what is odd, but no reason to stop.
     """
 
-    train: Photos
-    val: Photos
+    train: ImageSource
+    val: ImageSource
     classes: tuple[str, ...]
     digest: str
     notes: tuple[str, ...] = ()
 
 
-def find_photos(data: str | Path, config: TrainConfig) -> PhotoSplits:
+def find_images(data: str | Path, config: TrainConfig) -> ImageSplits:
     """The images below a folder with `train/CLASS` and `val/CLASS`, or of an index of shards.
 
     Raises BadInput where a folder is malformed, or over one in a hundred of its validation images cannot
@@ -59,7 +59,7 @@ def find_photos(data: str | Path, config: TrainConfig) -> PhotoSplits:
             _Sharded(ShardedImages(index, split, default_cache(), config.shard_cache_gb))
             for split in ("train", "val")
         )
-        return PhotoSplits(train, val, index.classes, index.digest)
+        return ImageSplits(train, val, index.classes, index.digest)
     folder = Path(data)
     found = find_splits(folder)
     # Before training, not at the end of a first epoch of hours.
@@ -68,7 +68,7 @@ def find_photos(data: str | Path, config: TrainConfig) -> PhotoSplits:
     digest = listing_sha256(folder, [path for path, _ in found.train + found.val])
     kept = _Files(found.train, found.classes, config.cache_mb)
     notes = [f"no validation images of: {', '.join(found.unmeasured)}"] if found.unmeasured else []
-    return PhotoSplits(kept, _Files(found.val, found.classes, 0), found.classes, digest, tuple(notes))
+    return ImageSplits(kept, _Files(found.val, found.classes, 0), found.classes, digest, tuple(notes))
 
 
 class _Files:
@@ -77,13 +77,13 @@ class _Files:
         self.files: Sequence[Path] = [path for path, _ in items]
         self.chunks: Sequence[int] = [len(items)]
         self.classes = [numbers[name] for _, name in items]
-        self.photos = in_memory(self.files, read_image, cache_mb, lambda photo: photo.nbytes)
+        self.images = in_memory(self.files, read_image, cache_mb, lambda image: image.nbytes)
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, number: int) -> tuple[Image, int]:
-        return self.photos[number], self.classes[number]
+        return self.images[number], self.classes[number]
 
     def expect(self, order: Sequence[int]) -> None:
         pass

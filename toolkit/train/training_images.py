@@ -8,15 +8,15 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from vitkit.runtimes.errors import BadInput, VitkitError
-from vitkit.train.task import Task
+from vitkit.train.task import TrainingTask
 
 _TRIES = 10
 
 
-class Samples(Dataset[Any]):
+class TrainingImages(Dataset[Any]):
     """A task's training images under (number, seed); for one that cannot be read, the next one that can."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: TrainingTask) -> None:
         self.task = task
 
     def __getitem__(self, place: tuple[int, int]) -> tuple[int, set[str], Any]:
