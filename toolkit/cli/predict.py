@@ -62,7 +62,7 @@ def predict(
 def _find_files(paths: list[Path], out: Path | None) -> list[Path]:
     """The files that are named, and the images of folders that are not in `out`, in the given order."""
     from vitkit.runtimes.errors import BadInput
-    from vitkit.runtimes.image import find_images
+    from vitkit.runtimes.listing import find_images
 
     files: list[Path] = []
     for path in paths:

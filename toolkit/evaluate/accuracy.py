@@ -38,7 +38,7 @@ class Accuracy:
     top5: float
     predictions: tuple[int, ...]
 
-    metric = "top-1"
+    metric = UNIT
     settings: ClassVar[Mapping[str, Any]] = {}
 
     @property

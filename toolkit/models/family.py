@@ -29,7 +29,7 @@ class Model(nn.Module):
     output_names: tuple[str, ...]
 
     @property
-    def float_scopes(self) -> tuple[str, ...]:
+    def float_modules(self) -> tuple[str, ...]:
         """What stays float in every engine, as glob patterns over module paths."""
         return ()
 
@@ -37,7 +37,7 @@ class Model(nn.Module):
         """Normalised (B, 3, H, W) images -> the tensors that an engine returns."""
         raise NotImplementedError
 
-    def stages(self, images: Tensor) -> dict[str, Tensor]:
+    def decisions(self, images: Tensor) -> dict[str, Tensor]:
         """Decisions inside the network on which all that follows hangs, by the name of their node."""
         return {}
 
