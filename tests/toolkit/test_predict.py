@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 
 from vitkit import BadInput, BadRequest, ImageSpec, MissingBackend, ModelCard, TensorSpec, open_engine
 from vitkit.cli.main import app
+from vitkit.cli.show import print_table, progress_bar, step_bar
 from vitkit.data.coco import Category
 from vitkit.data.coco.ids import describe_segments, read_ids
 from vitkit.data.coco.read import read_predictions, read_split
@@ -298,6 +300,118 @@ def test_classification_is_as_it_was(tmp_path):
         run("predict", made, tmp_path / "clip.mp4")
     with pytest.raises(BadRequest, match="panoptic"):
         run("evaluate", made, "--data", tmp_path, "--fast")
+
+
+# --- folders and names ---------------------------------------------------------------------------------
+
+
+def test_a_folder_is_all_its_images_in_order(engine, tmp_path):
+    photos = [save_scene(tmp_path / "in" / name, i) for i, name in enumerate(("b.png", "a/c.png", "a/a.jpg"))]
+    single = save_scene(tmp_path / "z.png", 3)
+    (tmp_path / "in" / ".hidden.png").write_bytes(b"no image")
+    lines = run("predict", engine, single, tmp_path / "in").splitlines()
+    expected = [single, *sorted(photos)]
+    assert [line.split(": ")[0] for line in lines] == [str(path) for path in expected]
+    alone = [run("predict", engine, path).strip() for path in expected]
+    assert lines == alone
+    rows = json.loads(run("predict", engine, tmp_path / "in", single, "--json"))
+    assert [row["image"] for row in rows] == [str(path) for path in (*sorted(photos), single)]
+
+
+@pytest.mark.parametrize("make", [colour_engine, classifier])
+def test_pictures_within_the_folder_are_no_input_of_the_next_run(make, tmp_path):
+    made = make(tmp_path / "engine")
+    photos = [save_scene(tmp_path / "in" / name) for name in ("a.png", "b.png")]
+    out = tmp_path / "in" / "out"
+    first = run("predict", made, tmp_path / "in", "-o", out).splitlines()
+    assert [line.split(": ")[0] for line in first] == [str(path) for path in photos]
+    (out / "predictions.json").unlink(missing_ok=True)
+    shutil.rmtree(out / "predictions", ignore_errors=True)
+    assert run("predict", made, tmp_path / "in", "-o", out).splitlines() == first
+
+
+def test_a_folder_without_images_is_named(engine, tmp_path):
+    (tmp_path / "deep" / "deeper").mkdir(parents=True)
+    (tmp_path / "deep" / "notes.txt").write_text("no image")
+    with pytest.raises(BadInput, match=r"deep holds no images"):
+        run("predict", engine, tmp_path / "deep")
+
+
+def test_one_unreadable_image_of_a_folder_is_named(engine, data, tmp_path):
+    for i in range(4):
+        save_scene(tmp_path / "in" / f"{i}.png", i)
+    (tmp_path / "in" / "2.png").write_bytes(b"no image")
+    with pytest.raises(BadInput, match=r"in.2\.png"):
+        run("predict", engine, tmp_path / "in", "-o", tmp_path / "out")
+    assert not (tmp_path / "out" / "predictions.json").exists()
+
+
+def command(*arguments, columns="200"):
+    """The command in a process of its own: exit code, standard output and standard error, as bytes."""
+    start = [sys.executable, "-c", "from vitkit.cli.main import main; main()"]
+    environment = {**os.environ, "COLUMNS": columns}
+    done = subprocess.run([*start, *arguments], capture_output=True, env=environment)
+    assert b"Traceback" not in done.stderr, done.stderr
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_name_that_is_not_utf_8(tmp_path):
+    made = classifier(tmp_path / "engine")
+    folder = os.fsencode(tmp_path / "in")
+    os.mkdir(folder)
+    name = os.path.join(folder, b"caf\xe9.png")
+    try:
+        with open(name, "wb") as file:
+            Image.new("RGB", (80, 40), (10, 20, 200)).save(file, "PNG")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    code, out, _ = command("predict", made, folder)
+    assert (code, out) == (0, folder + b"/caf\\udce9.png: blue 100.0%, green 0.0%, red 0.0%\n")
+    code, out, _ = command("predict", made, folder, "--json", "-o", tmp_path / "out")
+    (row,) = json.loads(out)
+    assert os.fsencode(row["image"]) == name
+    assert os.listdir(os.fsencode(tmp_path / "out")) == [b"caf\xe9.png"]
+    data = tmp_path / "data"
+    (data / "blue").mkdir(parents=True)
+    shutil.copy(name, os.path.join(os.fsencode(data), b"blue", b"\xff.png"))
+    assert command("evaluate", made, "--data", data)[1].endswith(
+        b"top-1 100.00 %, top-5 100.00 % of 1 images\n"
+    )
+    os.rename(data / "blue", os.path.join(os.fsencode(data), b"bl\xfce"))
+    code, _, error = command("evaluate", made, "--data", data)
+    assert code == 2
+    assert b"bl\\udcfce" in error
+    assert b"red, green, blue" in error
+
+
+def test_names_that_look_like_markup_are_shown_as_they_are(data, tmp_path):
+    """Square brackets, a stray closing tag and an emoji's name in folders, cards and class names."""
+    odd = "[bold]x[/red] :smile: [/]"
+    made = colour_engine(tmp_path / odd.replace("/", "|"))
+    body = json.loads((made / "card.json").read_text())
+    (made / "card.json").write_text(json.dumps({**body, "name": odd}))
+    assert f"{odd}, onnx fp32: 3 images" in run("evaluate", made, "--data", data).splitlines()[0]
+    saved = tmp_path / "[b]p[|b].json"
+    run("evaluate", made, "--data", data, "--save", saved)
+    text = run("evaluate", "--predictions", saved, "--data", data)
+    assert "[b]p[|b].json: 3 images" in "".join(text.splitlines()[:3])
+    assert odd in run("inspect", made)
+    labels = ["[red]box[/red]", "[/]", "ro[b]ad", ":sky:"]
+    (made / "card.json").write_text(json.dumps({**body, "labels": labels}))
+    line = run("predict", made, save_scene(tmp_path / "[i]" / "a.png"))
+    assert line.startswith(f"{tmp_path}/[i]/a.png: 2 [red]box[/red], 1 [/], ")
+
+
+def test_tables_and_bars_take_no_markup(capsys):
+    print_table(("[b]", "n"), [("[/nothing] :smile:", 1), (None, 2)], title="[red]t[/red]")
+    shown = capsys.readouterr().out
+    assert "[b]" in shown
+    assert "[/nothing] :smile:" in shown
+    assert "[red]t[/red]" in shown
+    with progress_bar("[/nothing]") as progress:
+        progress(1, 2)
+    with step_bar() as step:
+        step("[/nothing]", 0.5)
 
 
 # --- videos --------------------------------------------------------------------------------------------
