@@ -168,6 +168,95 @@ def test_both_forms_of_sampling_equal_the_definition(height, width, spread, seed
     assert torch.allclose(Sample._gather(features, grid, shift), expected, atol=1e-4)
 
 
+def authors_kernel(features, points, grad):
+    """The authors' kernel in loops over points: samples, gradients of the features and of the points.
+
+    Written from the description of their CUDA code: `bilinear_interpolate` reads zeros outside the map,
+    `bilinear_interpolate_gradient` clamps the point, and merges its neighbours on the last pixel.
+    """
+    _, height, width = features.shape
+    samples, learned, moved = [], torch.zeros_like(features), torch.zeros_like(points)
+    for p, (y, x) in enumerate(points.tolist()):
+        samples.append(bilinear(features, y, x))
+        if y <= -1 or y >= height or x <= -1 or x >= width:
+            continue
+        at_y, at_x = max(y, 0.0), max(x, 0.0)
+        y_low, x_low = int(at_y), int(at_x)
+        y_high, x_high = y_low + 1, x_low + 1
+        if y_low >= height - 1:
+            y_high = y_low = height - 1
+            at_y = float(y_low)
+        if x_low >= width - 1:
+            x_high = x_low = width - 1
+            at_x = float(x_low)
+        part_y, part_x = at_y - y_low, at_x - x_low
+        learned[:, y_low, x_low] += grad[p] * (1 - part_y) * (1 - part_x)
+        learned[:, y_low, x_high] += grad[p] * (1 - part_y) * part_x
+        learned[:, y_high, x_low] += grad[p] * part_y * (1 - part_x)
+        learned[:, y_high, x_high] += grad[p] * part_y * part_x
+        # The point itself is not clamped here.
+        north = features[:, y_low, x_high] * (x - x_low) + features[:, y_low, x_low] * (x_high - x)
+        south = features[:, y_high, x_high] * (x - x_low) + features[:, y_high, x_low] * (x_high - x)
+        west = features[:, y_high, x_low] * (y - y_low) + features[:, y_low, x_low] * (y_high - y)
+        east = features[:, y_high, x_high] * (y - y_low) + features[:, y_low, x_high] * (y_high - y)
+        moved[p, 0] = (grad[p] * (south - north)).sum()
+        moved[p, 1] = (grad[p] * (east - west)).sum()
+    return torch.stack(samples), learned, moved
+
+
+def test_gradients_of_sampling_are_those_of_the_authors_kernel():
+    """In the map, on the ring of a pixel around it, on its corners, exactly on its borders, outside."""
+    height, width = 5, 7
+    generator = torch.Generator().manual_seed(5)
+    ys = [-2.0, -1.0, -0.6, 0.0, 0.3, 2.0, 3.7, 4.0, 4.4, 4.99, 5.0, 6.3]
+    xs = [-1.5, -1.0, -0.2, 0.0, 1.5, 3.0, 5.9, 6.0, 6.5, 7.0, 9.0]
+    points = torch.cartesian_prod(torch.tensor(ys), torch.tensor(xs)).double()
+    features = torch.randn(2, 3, height, width, generator=generator).double().requires_grad_()
+    shift = torch.stack([points, points.flip(0)]).requires_grad_()
+    grad = torch.randn(2, len(points), 3, generator=generator).double()
+    samples = Sample()(features, torch.zeros_like(points), shift).reshape(2, -1, 3)
+    samples.backward(grad)
+    for i in range(2):
+        expected = authors_kernel(features[i].detach(), shift[i].detach(), grad[i])
+        found = samples[i].detach(), features.grad[i], shift.grad[i]
+        for name, one, other in zip(("samples", "features", "points"), found, expected, strict=True):
+            assert torch.allclose(one, other.to(one), atol=1e-6), name
+
+
+def test_gradients_of_sampling_inside_the_map_are_the_derivative():
+    generator = torch.Generator().manual_seed(6)
+    features = torch.randn(2, 3, 5, 7, generator=generator).double().requires_grad_()
+    inside = torch.rand(2, 9, 2, generator=generator).double() * torch.tensor([4.0, 6.0])
+    grid = torch.zeros(9, 2).double()
+    assert torch.autograd.gradcheck(
+        lambda f, s: Sample()(f, grid, s), (features, inside.requires_grad_()), eps=1e-7, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1e30])
+def test_a_point_that_is_nowhere_spoils_no_memory(value):
+    features = torch.randn(1, 2, 4, 4, requires_grad=True)
+    shift = torch.full((1, 3, 2), value, requires_grad=True)
+    Sample()(features, torch.zeros(3, 2), shift).nansum().backward()
+    assert not features.grad.any()
+    assert not shift.grad.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gradients_of_sampling_keep_their_types_in_mixed_precision(dtype):
+    generator = torch.Generator().manual_seed(7)
+    features = torch.randn(2, 3, 5, 7, generator=generator).to(dtype).requires_grad_()
+    shift = (torch.rand(2, 40, 2, generator=generator) * 8 - 1).requires_grad_()
+    grad, grid = torch.randn(80, 3, generator=generator), torch.zeros(40, 2)
+    with torch.autocast("cpu", dtype):
+        Sample()(features, grid, shift).backward(grad)
+    exact = [tensor.detach().float().requires_grad_() for tensor in (features, shift)]
+    Sample()(exact[0], grid, exact[1]).backward(grad)
+    for found, expected in zip((features, shift), exact, strict=True):
+        assert found.grad.dtype == found.dtype
+        assert torch.allclose(found.grad.float(), expected.grad, atol=0.02, rtol=0.01)
+
+
 def test_offsets_learn_only_through_the_next_sampling():
     model = lively(build("ps_vit_nano", iterations=3))
     features = torch.randn(1, model.config.dim, 16, 16)
