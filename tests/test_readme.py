@@ -43,7 +43,7 @@ def test_every_block_works_in_order(tmp_path):
         lines = [line for line in text.splitlines() if not INSTALLS.match(line)]
         if any(lines):
             said.append(run(language, "\n".join(lines), tmp_path))
-    assert len(list((tmp_path / "pictures").iterdir())) == 10
+    assert len(list((tmp_path / "pictures").iterdir())) == 100
     assert (tmp_path / "report.html").stat().st_size > 10_000
     label, probability = said[1].split()
     assert label in {folder.name for folder in (tmp_path / "shapes/val").iterdir()}
