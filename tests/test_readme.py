@@ -23,13 +23,15 @@ INSTALLS = re.compile(r"^(python3 -m venv|pip install)\b")
 
 def run(language: str, text: str, folder: Path) -> str:
     command = {"bash": ["bash", "-euc", text], "python": [sys.executable, "-c", text]}[language]
+    # In networks this small, two threads mostly wait for each other.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         command,
         cwd=folder,
         capture_output=True,
         text=True,
-        env={**os.environ, "PATH": path, "COLUMNS": "200"},
+        env={**environment, "PATH": path},
     )
     assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
     return done.stdout
@@ -43,7 +45,7 @@ def test_every_block_works_in_order(tmp_path):
         lines = [line for line in text.splitlines() if not INSTALLS.match(line)]
         if any(lines):
             said.append(run(language, "\n".join(lines), tmp_path))
-    assert len(list((tmp_path / "pictures").iterdir())) == 100
+    assert len(list((tmp_path / "pictures").iterdir())) == 10
     assert (tmp_path / "report.html").stat().st_size > 10_000
     label, probability = said[1].split()
     assert label in {folder.name for folder in (tmp_path / "shapes/val").iterdir()}
