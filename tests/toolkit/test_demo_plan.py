@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+from conftest import write_pictures
 
 from vitkit.demo import SIZES, _expected
 from vitkit.demo.plan import Plan
+from vitkit.demo.training import Training, is_trained, train_side_by_side
+from vitkit.runtimes.card import CARD_FILE
+from vitkit.runtimes.errors import BadInput, BadRequest
 
 
 class Clock:
@@ -53,17 +59,50 @@ def test_a_step_that_is_not_in_the_plan_is_refused():
 @pytest.mark.parametrize("size", SIZES)
 def test_what_an_earlier_demo_left_takes_no_time(size, tmp_path):
     fresh = _expected(tmp_path, SIZES[size])
-    assert len(fresh) == 10
+    assert len(fresh) == 6
     assert all(fresh.values())
-    (tmp_path / "panoptic/data").mkdir(parents=True)
+    for part in SIZES[size].work:
+        (tmp_path / part.folder / "data").mkdir(parents=True)
+        (tmp_path / part.folder / "run").mkdir()
+        (tmp_path / part.folder / "run" / CARD_FILE).touch()
     again = _expected(tmp_path, SIZES[size])
-    assert {name for name in again if again[name] != fresh[name]} == {"panoptic: data"}
-    assert again["panoptic: data"] == 0
+    assert {name for name in again if again[name] != fresh[name]} == {
+        "drawing images",
+        "training both models",
+    }
+    assert again["drawing images"] == again["training both models"] == 0
 
 
-def test_sizes_are_three_and_each_is_longer_than_the_one_before():
-    totals = [sum(sum(work.seconds) for work in size.work.values()) for size in SIZES.values()]
+def test_sizes_are_three_and_each_is_longer_than_the_one_before(tmp_path):
+    totals = [sum(_expected(tmp_path, size).values()) for size in SIZES.values()]
     assert list(SIZES) == ["quick", "normal", "full"]
     assert totals == sorted(totals)
     # Of the eight minutes in which `make demo` is to end, the installation takes two.
     assert totals[1] <= 360
+
+
+QUICK = {"epochs": 1, "batch_size": 8, "warmup_epochs": 0}
+
+
+def test_trainings_run_at_once_and_the_slowest_is_what_is_shown(tmp_path):
+    trainings = []
+    for name, epochs in (("a", 1), ("b", 2)):
+        write_pictures(tmp_path / name / "data")
+        trainings.append(Training(tmp_path / name, "ps_vit_nano_demo", {**QUICK, "epochs": epochs}))
+    shares = []
+    train_side_by_side(trainings, lambda done, total: shares.append(done / total))
+    assert all(is_trained(training.folder) for training in trainings)
+    assert [len(json.loads((t.folder / "run/log.json").read_text())) for t in trainings] == [1, 2]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+    # What is finished is not trained again.
+    train_side_by_side(trainings, lambda done, total: pytest.fail("nothing is to be done"))
+
+
+def test_what_a_training_raises_is_raised_and_stops_the_others(tmp_path):
+    write_pictures(tmp_path / "good/data")
+    long = Training(tmp_path / "good", "ps_vit_nano_demo", {**QUICK, "epochs": 10_000})
+    lost = Training(tmp_path / "lost", "ps_vit_nano_demo", QUICK)
+    with pytest.raises((BadRequest, BadInput), match="lost"):
+        train_side_by_side([long, lost], lambda done, total: None)
+    assert not is_trained(long.folder)
