@@ -49,7 +49,7 @@ class CalibrationSet:
             names = (self.files[i % len(self.files)] for i in range(start, start + batch))
             yield prepare_batch((read_image(self.folder / name) for name in names), image)
 
-    def photos(self) -> Iterator[NDArray[np.uint8]]:
+    def images(self) -> Iterator[NDArray[np.uint8]]:
         """The images as (H, W, 3) uint8 RGB."""
         for name in self.files:
             yield read_image(self.folder / name)

@@ -9,7 +9,7 @@ from contextlib import redirect_stdout
 from typing import TYPE_CHECKING
 
 from vitkit.calibration.dataset import CalibrationSet
-from vitkit.calibration.policy import float_nodes
+from vitkit.calibration.policy import check_float_modules, float_nodes
 from vitkit.runtimes.card import ImageSpec
 
 if TYPE_CHECKING:
@@ -24,13 +24,16 @@ METHOD = (
 def quantize(
     model: openvino.Model, calibration: CalibrationSet, image: ImageSpec, float_modules: Sequence[str]
 ) -> openvino.Model:
-    """Put FakeQuantize pairs where NNCF's transformer scheme wants them, except in the float modules."""
+    """Put FakeQuantize pairs where NNCF's transformer scheme wants them, except in the float modules; raises ExportFailed."""
     import nncf
 
     nncf.set_log_level(logging.ERROR)
     first = model.inputs[0].partial_shape[0]
     inputs = list(calibration.inputs(image, first.get_length() if first.is_static else 1))
-    keep = float_nodes([op.get_friendly_name() for op in model.get_ops()], float_modules)
+    names = [op.get_friendly_name() for op in model.get_ops()]
+    # Once more, since OpenVINO's reader has made nodes of its own from those of ONNX.
+    check_float_modules(names, float_modules)
+    keep = float_nodes(names, float_modules)
     # Standard output is for results: NNCF draws its progress bars there.
     with redirect_stdout(sys.stderr):
         return nncf.quantize(

@@ -3,13 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
+
+from vitkit.runtimes.errors import ExportFailed
 
 
 def float_nodes(names: Iterable[str], float_modules: Sequence[str]) -> list[str]:
     """The names, out of `<module path>/<operator>` names, that a model's `float_modules` cover."""
-    return [
-        n
-        for n in names
-        if "/" in n and any(fnmatchcase(n.split("/")[0], pattern) for pattern in float_modules)
-    ]
+    return [name for name in names if "/" in name and _matches(name, float_modules)]
+
+
+def check_float_modules(names: Iterable[str], float_modules: Sequence[str]) -> None:
+    """Refuse a pattern that covers none of the named nodes, since it would keep nothing float.
+
+    Raises ExportFailed naming the pattern and module paths like it.
+    """
+    named = [name for name in names if "/" in name]
+    paths = sorted({name.split("/")[0] for name in named})
+    for pattern in float_modules:
+        if any(_matches(name, [pattern]) for name in named):
+            continue
+        near = get_close_matches(pattern, paths, 3, cutoff=0.5)
+        raise ExportFailed(
+            f"the pattern {pattern!r} of what stays float matches no node of the graph; "
+            f"{'like it are' if near else 'the modules are'} {', '.join(near or paths)}: "
+            "correct or remove it in the model's float_modules"
+        )
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name.split("/")[0], pattern) for pattern in patterns)

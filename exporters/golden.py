@@ -24,14 +24,6 @@ _HEADER, _MARGIN = 1 << 14, 1 << 20
 _READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 # A message names this many members.
 _SHOWN = 8
-# One of panoptic segmentation: its mask logits are megabytes.
-_COUNTS = {"panoptic": 1}
-_COUNT = 4
-
-
-def count(task: str) -> int:
-    """How many golden pairs an artifact of a task carries."""
-    return _COUNTS.get(task, _COUNT)
 
 
 def write_golden(

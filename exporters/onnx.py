@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from vitkit.calibration.dataset import CalibrationSet
+from vitkit.calibration.policy import check_float_modules
 from vitkit.exporters.half import CAMERA_MODULE, to_half
 from vitkit.exporters.source import Source
+from vitkit.exporters.targets import OPSET
 from vitkit.runtimes.card import Artifact, ImageSpec, ModelCard, TensorSpec
 from vitkit.runtimes.errors import ExportFailed
 
@@ -24,10 +26,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 ENGINE_FILE = "model.onnx"
-# Torch's exporter speaks 18 and later natively; asked for less it may silently write 18. From 20 GELU is
-# one operator, which ONNX Runtime runs 1.17 times faster. 26 fails the checker.
-OPSETS = range(18, 26)
-DEFAULT_OPSET = 20
 # Folds the fixed first sampling points and their position embeddings, whatever the model's size.
 _FOLD_LIMIT = 1 << 26
 
@@ -39,8 +37,8 @@ def export(
     precision: str,
     calibration: CalibrationSet | None = None,
     image: ImageSpec,
-    batch: int | None = 1,
-    opset: int = DEFAULT_OPSET,
+    batch: int | None,
+    opset: int,
 ) -> ModelCard:
     """Write `model.onnx` into `folder` and return its card, without file hashes.
 
@@ -97,8 +95,8 @@ def trace(source: Source, *, image: ImageSpec, batch: int | None, opset: int) ->
     """The source as a float32 ONNX graph that takes `image`-shaped inputs.
 
     BatchNorms are folded into their convolutions and all constants folded. Every node is named
-    `<module path>/<operator>`, which is what float policies match. Raises ExportFailed where the exporter
-    did not write what it was asked for.
+    `<module path>/<operator>`, which is what float policies match. Raises ExportFailed if the exporter
+    did not write what it was asked for, or if a pattern of the model's `float_modules` matches no node.
     """
     import onnx
 
@@ -106,7 +104,9 @@ def trace(source: Source, *, image: ImageSpec, batch: int | None, opset: int) ->
     key = (image, batch, opset, _weights_hash(source))
     if key not in source.traces:
         source.traces[key] = _trace(source, image, batch, opset).SerializeToString()
-    return onnx.load_from_string(source.traces[key])
+    model: ModelProto = onnx.load_from_string(source.traces[key])
+    check_float_modules([node.name for node in model.graph.node], source.module.float_modules)
+    return model
 
 
 def _weights_hash(source: Source) -> str:
@@ -125,7 +125,7 @@ def _trace(source: Source, image: ImageSpec, batch: int | None, opset: int) -> M
     if model.opset_imports.get("") != opset:
         raise ExportFailed(
             f"asked for opset {opset}, the exporter wrote {model.opset_imports.get('')}; "
-            f"use --opset {DEFAULT_OPSET}"
+            f"use --opset {OPSET.default}"
         )
     if isinstance(model.graph.inputs[0].shape[0], int) != (batch is not None):
         raise ExportFailed(

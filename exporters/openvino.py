@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from vitkit.calibration.dataset import CalibrationSet
-from vitkit.exporters.onnx import DEFAULT_OPSET, engine_card, trace
+from vitkit.exporters.onnx import engine_card, trace
 from vitkit.exporters.source import Source
 from vitkit.runtimes.card import Artifact, ImageSpec, ModelCard
 from vitkit.runtimes.errors import ExportFailed
 
 if TYPE_CHECKING:
     import openvino
+    from onnx import ModelProto
 
 ENGINE_FILE = "model.xml"
 # The precisions an engine may compute in, best first; the runtime takes the first that the device has
@@ -30,8 +35,8 @@ def export(
     precision: str,
     calibration: CalibrationSet | None = None,
     image: ImageSpec,
-    batch: int | None = 1,
-    opset: int = DEFAULT_OPSET,
+    batch: int | None,
+    opset: int,
 ) -> ModelCard:
     """Write `model.xml` and `model.bin` into `folder` and return their card, without file hashes.
 
@@ -39,8 +44,7 @@ def export(
     """
     import openvino
 
-    graph = trace(source, image=image, batch=batch, opset=opset)
-    model = openvino.Core().read_model(graph.SerializeToString())
+    model = to_ir(trace(source, image=image, batch=batch, opset=opset))
     if precision == "int8":
         from vitkit.calibration.openvino import quantize
 
@@ -50,6 +54,44 @@ def export(
     openvino.save_model(model, folder / ENGINE_FILE, compress_to_fp16=precision in ("fp16", "bf16"))
     card = engine_card(source, image, batch, target="openvino", precision=precision, engine=ENGINE_FILE)
     return replace(card, options={"precision_hints": PRECISION_HINTS[precision]})
+
+
+def to_ir(graph: ModelProto) -> openvino.Model:
+    """An ONNX graph as an OpenVINO model, with its constants folded."""
+    import openvino
+    from openvino.passes import ConstantFolding, Manager
+
+    model = openvino.Core().read_model(graph.SerializeToString())
+    passes = Manager()
+    passes.register_pass(ConstantFolding())
+    passes.run_passes(model)
+    _untie_transposed(model)
+    return model
+
+
+def _untie_transposed(model: openvino.Model) -> None:
+    """Give products that read a square constant transposed a constant of their own, which they read as it is.
+
+    OpenVINO 2026.4 orders a square constant on CPUs once for all products that read it, whether transposed
+    or not, and thus computes `x @ W.T @ W` wrongly. Equal constants become one when a model is saved.
+    """
+    import openvino
+
+    products: dict[tuple[object, ...], list[openvino.Node]] = defaultdict(list)
+    for op in model.get_ordered_ops():
+        weight = op.input_value(1).get_node() if op.get_type_name() == "MatMul" else None
+        if weight is not None and weight.get_type_name() == "Constant" and weight.data.ndim > 1:
+            products[weight.data.shape, weight.data.dtype.str, sha256(weight.data).digest()].append(op)
+    for readers in products.values():
+        transposed = [op for op in readers if op.get_attributes()["transpose_b"]]
+        if len(transposed) == len(readers):
+            continue
+        for op in transposed:
+            weight = op.input_value(1).get_node().data.swapaxes(-1, -2)
+            own = openvino.opset13.constant(np.ascontiguousarray(weight))
+            own.set_friendly_name(f"{op.get_friendly_name()}:in1")
+            op.input(1).replace_source_output(own.output(0))
+            op.set_attribute("transpose_b", False)
 
 
 def write_twin(artifact: Artifact, folder: Path, shapes: Mapping[str, tuple[int | None, ...]]) -> None:

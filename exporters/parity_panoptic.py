@@ -15,18 +15,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitkit.exporters.golden import read_golden
-from vitkit.runtimes.card import ImageSpec, ModelCard
+from vitkit.exporters.parity import NamedImage
+from vitkit.exporters.source import Reference
+from vitkit.runtimes.card import ModelCard
 from vitkit.runtimes.engine import Engine, Outputs
 from vitkit.runtimes.image import prepare_batch
 from vitkit.runtimes.panoptic import Panoptic
 from vitkit.runtimes.softmax import softmax
 
+# Mask logits are megabytes.
+GOLDEN_PAIRS = 1
 # A pixel that the float model itself gives to its slot by less than this lead in probability may flip.
 CLEAR_LEAD = 0.5
 
 
-class Limit(NamedTuple):
-    """What an engine of one precision must reach not to be broken; `evaluate` tells how good it is.
+class PanopticLimits(NamedTuple):
+    """What an engine of one precision must reach not to be broken; `evaluate` measures how good it is.
 
     `logits` bounds the root mean square error of the mask logits over their standard deviation; `flips` the
     share of pixels with a clear slot that the engine gives to another, `decision_flips` the share of all
@@ -43,12 +47,12 @@ class Limit(NamedTuple):
 
 
 LIMITS = {
-    "fp32": Limit(0.03, 0.002, 0.005, 0.01, 98.0),
-    "fp16": Limit(0.2, 0.02, 0.05, 0.05, 93.0),
-    "bf16": Limit(0.8, 0.05, 0.2, 0.15, 85.0),
-    "int8": Limit(0.9, 0.08, 0.3, 0.25, 75.0),
+    "fp32": PanopticLimits(0.03, 0.002, 0.005, 0.01, 98.0),
+    "fp16": PanopticLimits(0.2, 0.02, 0.05, 0.05, 93.0),
+    "bf16": PanopticLimits(0.8, 0.05, 0.2, 0.15, 85.0),
+    "int8": PanopticLimits(0.9, 0.08, 0.3, 0.25, 75.0),
 }
-# Fewer segments than this say nothing about a share of them.
+# Of fewer segments than this, a share says nothing.
 QUALITY_SEGMENTS = 32
 
 
@@ -167,7 +171,7 @@ def _judged(parity: PanopticParity, precision: str) -> PanopticParity:
     return replace(parity, problems=tuple(_problems(parity, LIMITS[precision])))
 
 
-def _problems(parity: PanopticParity, limit: Limit) -> Iterator[str]:
+def _problems(parity: PanopticParity, limit: PanopticLimits) -> Iterator[str]:
     if not parity.finite:
         yield "outputs are not finite"
     if not parity.error <= limit.logits:
@@ -184,8 +188,8 @@ def _problems(parity: PanopticParity, limit: Limit) -> Iterator[str]:
         yield f"PQ against the float model is {parity.quality:.2f}, under {limit.quality:g}"
 
 
-def check_golden(engine: Engine) -> PanopticParity:
-    """The golden check: the artifact against the outputs it carries. Raises BadArtifact."""
+def check_golden(engine: Engine[Any]) -> PanopticParity:
+    """The engine against the golden outputs in its artifact; raises BadArtifact."""
     inputs, reference = read_golden(engine.artifact)
     sums = _Sums()
     for i in range(len(inputs)):
@@ -198,26 +202,25 @@ def _first(outputs: Outputs, i: int = 0) -> Outputs:
     return {name: value[i] for name, value in outputs.items()}
 
 
-def check_photos(
+def check_images(
     engine: Engine[Any],
-    reference: Any,
-    reference_image: ImageSpec,
-    photos: Iterable[tuple[str, NDArray[np.uint8]]],
+    reference: Reference,
+    images: Iterable[NamedImage],
     decisions: dict[str, float] | None = None,
 ) -> PanopticParity:
-    """The engine against `reference` (a `Predict`) on named photographs, each prepared for either side.
+    """The engine against the float network on named images, each prepared for either side.
 
     `decisions` are shares of flipped assignments that were measured apart.
     """
     sums, quality = _Sums(), _Quality()
-    for _, photo in photos:
-        want = _first(reference(prepare_batch([photo], reference_image)))
-        got = _first(engine.run_batched(engine.prepare([photo])))
+    for _, image in images:
+        want = _first(reference.predict(prepare_batch([image], reference.card.image)))
+        got = _first(engine.run_batched(engine.prepare([image])))
         sums.add(want, got, engine.card)
         # Of outputs that are not finite nothing can be decoded; they are a problem of their own.
         if sums.finite:
-            quality.add(*(engine.decode(_batched(outputs), [photo])[0] for outputs in (want, got)))
-    parity = sums.parity("photos", quality.segments, quality.per_cent)
+            quality.add(*(engine.decode(_batched(outputs), [image])[0] for outputs in (want, got)))
+    parity = sums.parity("images", quality.segments, quality.per_cent)
     return _judged(replace(parity, decisions=decisions or {}), engine.card.precision)
 
 
@@ -252,19 +255,3 @@ class _Quality:
         """None without any segment on either side."""
         total = self.segments + self.found
         return 200 * self.overlap / total if total else None
-
-
-def decision_flips(
-    engine: Engine, decisions: Any, image: ImageSpec, photos: Iterable[NDArray[np.uint8]]
-) -> dict[str, float]:
-    """Shares of pixels that change slot in each assignment, for an engine that returns the assignments too.
-
-    `decisions` gives the float model's, as `Source.decisions`.
-    """
-    changed: dict[str, list[float]] = {}
-    for photo in photos:
-        want = decisions(prepare_batch([photo], image))
-        got = engine.run_batched(engine.prepare([photo]))
-        for name, slots in want.items():
-            changed.setdefault(name, []).append(float(np.mean(got[name].reshape(slots.shape) != slots)))
-    return {name: float(np.mean(shares)) for name, shares in changed.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -44,11 +44,22 @@ class Deployable(Protocol):
         ...
 
 
-class Predict(Protocol):
-    """A network as a function: prepared inputs (N, ...) -> outputs by name."""
+class Reference(Protocol):
+    """A float network that engines are compared with: a `Source`, or a float engine."""
 
-    def __call__(self, inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """Run the network on any number of inputs."""
+    @property
+    def card(self) -> ModelCard:
+        """The card of its run or artifact."""
+        ...
+
+    @property
+    def predict(self) -> Callable[[NDArray[Any]], dict[str, NDArray[Any]]]:
+        """Inputs (N, ...) as its card prepares them -> outputs by name."""
+        ...
+
+    @property
+    def decisions(self) -> Callable[[NDArray[Any]], dict[str, NDArray[Any]]]:
+        """The same inputs -> its decisions by node name, as `Deployable.decisions`; empty if unknown."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""The `tensorrt` target: a package that TensorRT builds an engine from, where it is to run."""
+"""The `tensorrt` target: an artifact whose engine TensorRT builds on the machine that is to run it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from vitkit.runtimes.tensorrt_options import (
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-    from vitkit.exporters.parity import Check
+    from vitkit.exporters.parity import ParityCheck
 
 SCRIPT_FILE = "build.sh"
 # Violations named in an error; one mistake often breaks a rule at every layer.
@@ -50,14 +50,13 @@ def export(
     precision: str,
     calibration: CalibrationSet | None = None,
     image: ImageSpec,
-    batch: int | None = 1,
-    opset: int = DIALECTS[DEFAULT_VERSION].opset,
-    trt_version: str = DEFAULT_VERSION,
+    batch: int | None,
+    trt_version: str,
 ) -> ModelCard:
-    """Write `model.onnx` and `build.sh` into `folder` and return their card, which says: not built.
+    """Write `model.onnx` and `build.sh` into `folder` and return the card of an unbuilt artifact.
 
-    `trt_version` is a key of `DIALECTS`, `opset` that dialect's. Raises ExportFailed, also where the graph
-    breaks a rule of that version.
+    `trt_version` is a key of `DIALECTS`. Raises ExportFailed, also if the graph breaks a rule of that
+    version.
     """
     import onnx
 
@@ -68,7 +67,7 @@ def export(
     model = convert(
         graph, trt_version, precision, float_modules=float_modules, calibration=calibration, image=image
     )
-    to_onnx.check_graph(model, opset)
+    to_onnx.check_graph(model, dialect.opset)
     onnx.save(model, folder / GRAPH_FILE)
     layers = float32_layers(model, float_modules, layer_norms=not dialect.layer_norm)
     options = options_for(trt_version, precision, tuple(layers))
@@ -123,8 +122,8 @@ def write_twin(artifact: Artifact, folder: Path, shapes: Mapping[str, tuple[int 
 
     Of a built one the engine is built anew, since an engine returns nothing else than it was built for.
     """
-    package = Artifact(artifact.path, replace(artifact.card, engine=GRAPH_FILE))
-    to_onnx.write_twin(package, folder, shapes)
+    unbuilt = Artifact(artifact.path, replace(artifact.card, engine=GRAPH_FILE))
+    to_onnx.write_twin(unbuilt, folder, shapes)
     if artifact.card.engine == PLAN_FILE:
         runtime = runtime_module("tensorrt")
         graph = (folder / GRAPH_FILE).read_bytes()
@@ -132,11 +131,11 @@ def write_twin(artifact: Artifact, folder: Path, shapes: Mapping[str, tuple[int 
         (folder / PLAN_FILE).write_bytes(plan)
 
 
-def build(path: Path, out: Path | None = None, *, cuda_graph: bool = False) -> tuple[Artifact, Check]:
-    """Build a package's engine for this machine, and compare it with the float model's golden outputs.
+def build(path: Path, out: Path | None = None, *, cuda_graph: bool = False) -> tuple[Artifact, ParityCheck]:
+    """Build an artifact's engine for this machine, and compare it with the float model's golden outputs.
 
-    The engine and the package it came from go to the folder `out`, whole or not at all; without one only into
-    this machine's cache, where `open_engine` finds it. `cuda_graph` makes the engine of `out` replay a
+    The engine and what it was built from go to the folder `out`, whole or not at all; without one the engine
+    goes into this machine's cache alone, where `open_engine` finds it. `cuda_graph` makes the engine of `out` replay a
     recorded CUDA graph, which spares launching its kernels one by one.
 
     Raises BadRequest, MissingBackend, DeviceError, and ExportFailed where TensorRT cannot build it or where
@@ -170,18 +169,16 @@ def build(path: Path, out: Path | None = None, *, cuda_graph: bool = False) -> t
 
 
 def _open(artifact: Artifact) -> Engine:
-    """The engine of a package, which this machine's cache then keeps."""
+    """The engine of an unbuilt artifact, which this machine's cache then keeps."""
     if artifact.card.engine != GRAPH_FILE:
         raise BadRequest(f"{artifact.path} is built already; to build it for this machine add -o FOLDER")
     return open_engine(artifact.path)
 
 
-def _golden(engine: Engine) -> Check:
-    from vitkit.exporters.parity import check_golden
+def _golden(engine: Engine) -> ParityCheck:
+    from vitkit.exporters.verify import check_problems, run_checks
 
     with engine:
-        check = check_golden(engine)
-    if check.problems:
-        problems = "; ".join(check.problems)
-        raise ExportFailed(f"the engine does not do what the float model does ({problems})")
-    return check
+        checks = run_checks(engine)
+    check_problems(checks)
+    return checks[0]

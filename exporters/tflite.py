@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitkit.calibration.dataset import CalibrationSet
+from vitkit.calibration.policy import check_float_modules
 from vitkit.exporters.half import CAMERA_MODULE
 from vitkit.exporters.onnx import camera_module, engine_card
 from vitkit.exporters.source import Source
@@ -42,16 +43,18 @@ def export(
     precision: str,
     calibration: CalibrationSet | None = None,
     image: ImageSpec,
-    batch: int | None = 1,
-    opset: int = 0,
+    batch: int | None,
 ) -> ModelCard:
     """Write `model.tflite` into `folder` and return its card, without file hashes.
 
-    `batch` is a number; `opset` means nothing here. fp16 stores weights in half precision, which XNNPACK
-    computes with in float32 on CPUs without float16 arithmetic. Raises ExportFailed.
+    `batch` is a number. fp16 stores weights in half precision, which XNNPACK
+    computes with in float32 on CPUs without float16 arithmetic. Raises ExportFailed, also if a pattern of the
+    model's `float_modules` matches no operator.
     """
     assert batch is not None
     content, keep = convert(source, image, batch), source.module.float_modules
+    graph = read_model(content).subgraphs[0]
+    check_float_modules([graph.tensors[step.outputs[0]].name.decode() for step in graph.operators], keep)
     if precision != "fp32":
         from vitkit.calibration.tflite import halve, quantize
 
@@ -97,7 +100,7 @@ def convert(source: Source, image: ImageSpec, batch: int) -> bytes:
     """The source as a float32 file that takes (batch, ...) `image`-shaped inputs.
 
     Every operator's result is named `<module path>/<operator>`, which is what float policies match.
-    Raises ExportFailed where the converter did not write what it was asked for.
+    Raises ExportFailed if the converter did not write what it was asked for.
     """
     import litert_torch
     import torch

@@ -69,7 +69,7 @@ def compile_engine(artifact: Artifact, graph: bytes, here: Machine) -> bytes:
 
     It takes minutes, fewer if the timings of kernels are known.
 
-    Raises DeviceError where the package is for another version of TensorRT, ExportFailed where TensorRT
+    Raises DeviceError if the graph is for another version of TensorRT, ExportFailed where TensorRT
     cannot build it.
     """
     options = read_options(artifact)
@@ -143,7 +143,7 @@ def _use_timings(config: Any, file: Path) -> None:
 
 
 def cached_engine(artifact: Artifact, graph: bytes, here: Machine) -> tuple[bytes, Path]:
-    """The engine of a package for this machine and the file that keeps it; built where there is none yet."""
+    """The engine of an unbuilt artifact for this machine, and the file that keeps it; built if need be."""
     digest = hashlib.sha256(graph).hexdigest()
     file = cache_folder() / f"{engine_key(digest, read_options(artifact), here)}.plan"
     if not file.is_file():
@@ -255,7 +255,7 @@ class TensorRTSession(Session):
 def open_session(
     artifact: Artifact, files: Mapping[str, bytes], *, threads: int | None, device: str
 ) -> TensorRTSession:
-    """Open a built engine; or a package, whose engine is built first unless this machine has kept it."""
+    """Open a built engine; one that is not built yet is built first, unless this machine has kept it."""
     if threads is not None:
         raise BadRequest(f"threads is {threads}; TensorRT computes on the GPU: leave it out")
     here = machine()

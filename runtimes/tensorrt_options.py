@@ -1,4 +1,4 @@
-"""How a package becomes a TensorRT engine: options by version, commands, cache keys. Needs no TensorRT."""
+"""How a graph becomes a TensorRT engine: options by version, commands, cache keys. Needs no TensorRT."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _FLAGS = {"fp32": (), "fp16": ("FP16",), "int8": ("FP16", "INT8")}
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """How the builder is set for a package; kept in its card.
+    """How the builder is set for an artifact; kept in its card.
 
     `version` is a key of `DIALECTS`. `flags` are names of TensorRT's builder flags. `float32_layers` are ONNX
     nodes that must compute in float32 and return it. TF32 is always off: it halves what float32 holds.
@@ -93,7 +93,7 @@ def read_options(artifact: Artifact) -> BuildOptions:
 
 
 def read_built(artifact: Artifact) -> Machine | None:
-    """What the artifact's engine was built on and by; None for a package. Raises BadArtifact."""
+    """What the artifact's engine was built on and by; None if it is not built. Raises BadArtifact."""
     body = artifact.card.options.get("built")
     if body is None:
         return None
@@ -122,14 +122,14 @@ def check_machine(artifact: Artifact, here: Machine) -> None:
 
 
 def check_version(artifact: Artifact, here: Machine) -> None:
-    """Refuse a package that is for another version of TensorRT; raises DeviceError naming both sides."""
+    """Refuse a graph that is for another version of TensorRT; raises DeviceError naming both sides."""
     wanted, dialect = read_options(artifact).version, dialect_of(here.tensorrt)
     if dialect != wanted:
         mend = (
             f"export it again with --trt-version {dialect}" if dialect else f"known are {', '.join(DIALECTS)}"
         )
         raise DeviceError(
-            f"{artifact.path} is a package for TensorRT {wanted}, here is TensorRT {here.tensorrt}: {mend}"
+            f"{artifact.path} is for TensorRT {wanted}, here is TensorRT {here.tensorrt}: {mend}"
         )
 
 

@@ -1,21 +1,18 @@
-"""`vitkit build`: the engine of a TensorRT package."""
+"""`vitkit build`: the engine of an artifact for TensorRT."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import Annotated, Optional
 
 import typer
 
 from vitkit.cli.arguments import JsonFlag
 from vitkit.cli.show import print_checks, print_json, say
 
-if TYPE_CHECKING:
-    pass
-
 
 def build(
-    package: Annotated[Path, typer.Argument(help="Artifact folder of target tensorrt.")],
+    artifact: Annotated[Path, typer.Argument(help="Artifact folder of target tensorrt.")],
     out: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option("--out", "-o", help="Artifact folder to write (this machine's cache)."),
@@ -25,19 +22,19 @@ def build(
     ] = False,
     json: JsonFlag = False,
 ) -> None:
-    """Build the engine of a TensorRT package, on the machine and GPU that are to run it.
+    """Build the engine of an artifact for TensorRT, on the machine and GPU that are to run it.
 
     The engine is compared with the float model's golden outputs; a broken one is not written, and exits with
-    1. Without --out it is kept in this machine's cache, where whatever opens the package finds it.
+    1. Without --out it is kept in this machine's cache, where whatever opens the artifact finds it.
     """
     from vitkit.exporters.tensorrt import build
+    from vitkit.runtimes.files import user_folder
 
     say("building, which takes minutes ...")
-    artifact, check = build(package, out, cuda_graph=cuda_graph)
+    built, check = build(artifact, out, cuda_graph=cuda_graph)
     if json:
-        print_json(
-            {"artifact": str(artifact.path), "bytes": artifact.size_bytes, "checks": [check.summary()]}
-        )
+        print_json({"artifact": str(built.path), "bytes": built.size_bytes, "checks": [check.summary()]})
         return
     print_checks([check])
-    say(f"{artifact.path}: {artifact.card.name}, {artifact.card.precision}, built")
+    place = "" if out else f", and kept in {user_folder('cache')}"
+    say(f"{built.path}: {built.card.name}, {built.card.precision}, built{place}")

@@ -315,12 +315,20 @@ class PSViT(Model):
     config: PSViTConfig
     # What stays float in every engine, as patterns over module paths: all that makes the coordinates at
     # which the next iteration samples. A rounding there reads the wrong pixels.
-    float_modules = ("sampler", "sampler.offset_layers.*", "sampler.pos_layer", "sampler.sample")
+    float_modules: tuple[str, ...] = (
+        "sampler",
+        "sampler.offset_layers.*",
+        "sampler.pos_layer",
+        "sampler.sample",
+    )
     output_names = ("logits", "points")
 
     def __init__(self, config: PSViTConfig) -> None:
         super().__init__()
         self.config = config
+        if config.iterations == 1:
+            # Nothing steers a single sampling, which is at fixed places.
+            self.float_modules = ()
         depth = config.iterations + config.encoder_layers
         rates = [config.drop_path * i / max(depth - 1, 1) for i in range(depth)]
         kernel, step = (7, 2) if config.stride == 4 else (3, 1)
