@@ -480,12 +480,52 @@ def test_artifacts_of_the_same_name_are_told_apart(tmp_path):
         ({"seed": -1}, "the seed is -1"),
         ({"scopes": ["engine", "app"]}, "known are engine, image"),
         ({"scopes": []}, "the scopes are none"),
+        ({"scopes": "engine"}, "the scopes are 'engine'"),
+        ({"scopes": ["engine", "engine"]}, "once each"),
         ({"threads": 0}, "threads is 0"),
+        ({"threads": "2"}, "threads is '2'"),
+        ({"device": 0}, "the device is 0"),
+        ({"batch": 2.0}, r"the batch is 2\.0"),
+        ({"batch": True}, "the batch is True"),
+        ({"pool_size": 10**9}, "the pool size is 1000000000"),
+        ({"duration": "1"}, "the duration is '1'"),
+        ({"duration": 10**7}, "the duration is 10000000"),
+        ({"cool_down": -1.0}, r"the cool-down is -1\.0"),
+        ({"images": 3}, "the images are 3"),
+        ({"decode": 5}, "the decode options are 5"),
+        ({"decode": {1: 2}}, "the decode options are {1: 2}"),
     ],
 )
 def test_options_out_of_range_are_refused(artifact, options, text):
     with pytest.raises(BadRequest, match=text):
         bench([artifact], BenchOptions(**options))
+
+
+options = st.builds(
+    BenchOptions,
+    device=st.none() | st.sampled_from(["cpu", "gpu.1"]),
+    threads=st.none() | st.integers(1, 64),
+    batch=st.integers(1, 1000),
+    duration=st.floats(0.01, 1e5),
+    images=st.none() | st.just(Path("some images")),
+    pool_size=st.integers(1, 1000),
+    seed=st.integers(0, 2**63 - 1),
+    scopes=st.sampled_from([("engine",), ("image", "engine")]),
+    decode=st.none() | st.just({"top": 3}),
+    max_isa=st.none() | st.just("avx2"),
+)
+
+
+@given(options)
+def test_options_survive_the_way_to_a_device(one):
+    assert BenchOptions.from_json(json.loads(json.dumps(one.to_json()))) == one
+
+
+def test_a_misspelt_option_is_refused_by_its_name():
+    with pytest.raises(BadRequest, match="no option 'pool_sise'; known are device, .*pool_size"):
+        BenchOptions.from_json({**BenchOptions().to_json(), "pool_sise": 3})
+    with pytest.raises(BadRequest, match="the seed is '7'"):
+        BenchOptions.from_json({**BenchOptions().to_json(), "seed": "7"})
 
 
 def test_nothing_to_measure_is_refused():

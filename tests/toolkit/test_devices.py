@@ -257,6 +257,13 @@ def test_a_device_that_the_target_cannot_have_is_refused_before_the_link(here, t
         bench_on(away, [package], replace(SHORT, device=None))
 
 
+def test_decode_options_are_checked_before_the_link(here, tmp_path):
+    artifact, away = write_artifact(tmp_path / "means"), replace(here, python="/no/python")
+    for decode, text in (({"topp": 3}, "no option 'topp'"), ({"top": 0}, "top is 0")):
+        with pytest.raises(BadRequest, match=text):
+            bench_on(away, [artifact], replace(SHORT, decode=decode))
+
+
 def test_a_python_that_is_not_there(here):
     with pytest.raises(DeviceError, match="here: there is no '/no/python' here"):
         Link(Device("here", "local", python="/no/python")).__enter__()

@@ -342,7 +342,7 @@ def test_the_tool_is_found(tool, tmp_path, monkeypatch):
 
 
 def lane(scope, plan):
-    session = SimpleNamespace() if plan is None else SimpleNamespace(plan=plan)
+    session = SimpleNamespace(plan=plan)
     opened = SimpleNamespace(label="a", engine=SimpleNamespace(session=session))
     return SimpleNamespace(opened=opened, scope=scope)
 
