@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import sys
+import types
 from pathlib import Path
 from unicodedata import normalize
 
 import numpy as np
 import pytest
 from PIL import Image
+from test_predict import classifier, run
 
-from vitkit import BadArtifact, BadInput, ImageSpec, ModelCard, TensorSpec
+from vitkit import BadArtifact, BadInput, BadRequest, ImageSpec, ModelCard, TensorSpec
 from vitkit.data.coco import Category
 from vitkit.data.folder import find_splits, labelled_images
 from vitkit.evaluate import Network, class_indices
 from vitkit.evaluate.accuracy import evaluate
 from vitkit.evaluate.classes import matching_categories
+from vitkit.evaluate.results import Table
+from vitkit.report.results import read_results
+from vitkit.runtimes import tasks
+from vitkit.runtimes.errors import RunFailed
+from vitkit.runtimes.image import prepare_batch, read_image
 
 NFC, NFD = normalize("NFC", "café"), normalize("NFD", "café")
 ONE_TO_TEN = tuple(sorted(str(i) for i in range(1, 11)))
@@ -139,7 +148,7 @@ def test_the_scores_are_those_that_the_decoder_reads(tmp_path):
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_scores_that_are_no_numbers_are_the_networks_fault(tmp_path, value):
     data = write_folders(tmp_path / "d", "a", "b")
-    with pytest.raises(BadArtifact, match=r"m \(onnx fp32\).*b.a\.png"):
+    with pytest.raises(RunFailed, match=r"m \(onnx fp32\).*'logits'.*b.a\.png"):
         evaluate(network(card(("a", "b")), {"logits": [[1, 0], [value, 0]]}), data)
 
 
@@ -168,6 +177,80 @@ def test_class_names_of_both_normal_forms_are_one_class(tmp_path):
         write_folders(tmp_path / "data" / "val", NFD)
         with pytest.raises(BadInput, match="normal form"):
             labelled_images(tmp_path / "data" / "val")
+
+
+# --- a new task ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def brightness(monkeypatch):
+    """A task made of one row and its modules: an image's mean, which a file's name gives as a number."""
+
+    class Result:
+        metric, settings = "error", {}
+
+        def __init__(self, data, images, value):
+            self.data, self.images, self.value = str(data), images, value
+
+        def summary(self):
+            return {"images": self.images}
+
+        def shown(self, title):
+            return [f"{title}: off by {self.value:.1f}", Table(("images",), [(self.images,)])]
+
+    def evaluate(network, data, progress=lambda done, total: None, *, margin=0.0):
+        paths = sorted(data.iterdir())
+        inputs = prepare_batch(map(read_image, paths), network.card.image)
+        found = network.predict(inputs)["logits"].mean(axis=1)
+        wrong = np.abs(found - [int(path.stem) for path in paths]) - margin
+        return Result(data, len(paths), float(wrong.mean()))
+
+    parts = {
+        "decode": {
+            "decode": lambda outputs, card, place: float(outputs["logits"].mean()),
+            "check_options": lambda: None,
+            "check_card": lambda card: None,
+        },
+        "parity": {},
+        "metric": {"evaluate": evaluate, "OPTIONS": ()},
+        "picture": {
+            "draw": lambda image, result: Image.new("L", (4, 4), round(result)),
+            "describe": lambda result: f"{result:.0f} of 255",
+            "to_json": lambda result: {"mean": result},
+            "VIDEO_OPTIONS": None,
+        },
+    }
+    for part, functions in parts.items():
+        module = types.ModuleType(f"brightness_{part}")
+        module.__dict__.update(functions)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(tasks.TASKS, "brightness", tasks.Task(*(f"brightness_{part}" for part in parts)))
+
+
+def test_a_task_is_one_row_and_its_modules(brightness, tmp_path):
+    made = classifier(tmp_path / "engine")
+    body = json.loads((made / "card.json").read_text())
+    (made / "card.json").write_text(json.dumps({**body, "task": "brightness", "decode": {}}))
+    data = tmp_path / "data"
+    data.mkdir()
+    for value in (100, 200):
+        Image.new("RGB", (8, 8), (value - 20, value, value + 26)).save(data / f"{value}.png")
+    assert run("predict", made, data, "-o", tmp_path / "out").splitlines() == [
+        f"{data}/100.png: 102 of 255", f"{data}/200.png: 202 of 255"
+    ]  # fmt: skip
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"100.png", "200.png"}
+    with Image.open(tmp_path / "out" / "200.png") as picture:
+        assert picture.getpixel((0, 0)) == 202
+    (row, _) = json.loads(run("predict", made, data, "--json"))
+    assert row["mean"] == 102
+    assert "off by 2.0" in run("evaluate", made, "--data", data)
+    result = json.loads(run("evaluate", made, "--data", data, "--json"))
+    assert (result["metric"], result["value"], result["images"]) == ("error", 2.0, 2)
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    (read,) = read_results([tmp_path / "result.json"]).evaluations
+    assert (read.metric, read.value, read.low) == ("error", 2.0, None)
+    with pytest.raises(BadRequest, match="fast is an option of panoptic; colours does brightness"):
+        run("evaluate", made, "--data", data, "--fast")
 
 
 # --- categories of panoptic sets -----------------------------------------------------------------------

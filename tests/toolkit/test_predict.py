@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from vitkit.data.coco.write import NewImage, write_panoptic_set
 from vitkit.evaluate import open_network
 from vitkit.evaluate.panoptic import card_categories, evaluate
 from vitkit.runtimes.card import read_card, write_card
+from vitkit.runtimes.errors import RunFailed
 
 SIDE = 65
 # A slot for each colour: two boxes, a ball, road, sky; black is void.
@@ -569,6 +571,18 @@ def test_every_result_is_heard(engine, data):
     assert report.all.pq == 100.0
     assert steps == [(1, 3), (2, 3), (3, 3)]
     assert [number for number, _ in heard] == [1, 2, 3]
+
+
+def test_outputs_that_are_no_numbers_are_the_engines_fault(engine, data):
+    with closing(open_network(engine)) as network:
+
+        def predict(inputs):
+            outputs = network.predict(inputs)
+            outputs["masks"][0, 0, 1, 2] = np.nan
+            return outputs
+
+        with pytest.raises(RunFailed, match=r"colours \(onnx fp32\).*'masks'.*000000000001\.png"):
+            evaluate(network._replace(predict=predict), data)
 
 
 def test_one_of_network_and_predictions(engine, data, tmp_path):

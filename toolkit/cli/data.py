@@ -67,7 +67,7 @@ def check(
 ) -> None:
     """Look for every inconsistency in a panoptic data set.
 
-    Exit code 2 where there is one; each stands on a line, with the file it is in.
+    Exit code 2 if there is one; each is on a line, with the file it is in.
     """
     from vitkit.data.coco.check import check_panoptic
     from vitkit.data.coco.read import find_splits, read_split
@@ -103,7 +103,7 @@ def convert(
     source: Annotated[Path, typer.Argument(help="The data set as downloaded.", metavar="SRC")],
     out: Annotated[Path, typer.Argument(help="Folder to write.", metavar="OUT")],
 ) -> None:
-    """Convert Cityscapes or ADE20K to COCO's panoptic layout; photographs are linked, not copied."""
+    """Convert Cityscapes or ADE20K to COCO's panoptic layout; images are linked, not copied."""
     from vitkit.data.convert import CONVERTERS
     from vitkit.runtimes.errors import BadRequest
 
@@ -111,7 +111,7 @@ def convert(
         raise BadRequest(f"{layout!r} cannot be converted; known are {', '.join(CONVERTERS)}")
     with progress_bar("converting") as progress:
         CONVERTERS[layout](source, out, progress)
-    say(f"{out}: COCO's panoptic layout; look it over with: vitkit data check {out}")
+    say(f"{out}: COCO's panoptic layout; check it with: vitkit data check {out}")
 
 
 @data.command()
@@ -122,7 +122,7 @@ def shards(
 ) -> None:
     """Pack image folders into tar files (webdataset's layout) with an index, for disks or web servers.
 
-    Train with --data OUT, or with --data URL once they lie on a server.
+    Train with --data OUT, or with --data URL once they are on a server.
     """
     from vitkit.data.pack import write_shards
 

@@ -1,6 +1,6 @@
 """Cityscapes and ADE20K, as they are downloaded, into COCO's panoptic layout (see `vitkit.data.coco`).
 
-Photographs are linked, not encoded again.
+Images are linked, not encoded again.
 
 Cityscapes: `gtFine/<split>/<city>/*_gtFine_instanceIds.png`, 16 bits, and `leftImg8bit/<split>/<city>/`.
 A value of 1000 or more is label * 1000 + instance; a smaller one is a label, of stuff or of a group of things
@@ -33,7 +33,7 @@ from vitkit.runtimes.listing import find_images
 from vitkit.runtimes.reading import MAX_DATA_JSON_BYTES, read_text
 
 Progress = Callable[[int, int], object]
-# A photograph, and what says what is on it.
+# An image and its annotation.
 Pair = tuple[Path, Path]
 
 # The classes of the evaluation, with the label ids of Cityscapes.
@@ -64,7 +64,7 @@ _ADE20K_SPLITS = {"train": "training", "val": "validation"}
 def convert_cityscapes(source: Path, out: Path, progress: Progress = lambda done, total: None) -> Path:
     """Convert the splits train and val of Cityscapes, those that are there; returns `out`.
 
-    The test split has no truth and is left out. `progress` hears (images done, images in all). The folder
+    The test split has no truth and is left out. `progress` gets (images done, images in all). The folder
     appears whole or not at all. Raises BadInput naming what is missing, unreadable or of another form,
     BadRequest for an `out` that holds anything already.
     """
@@ -73,7 +73,7 @@ def convert_cityscapes(source: Path, out: Path, progress: Progress = lambda done
     _check_found(
         pairs,
         source,
-        "gtFine/{train,val}/<city>/*_gtFine_instanceIds.png and the photographs in leftImg8bit/{train,val}/",
+        "gtFine/{train,val}/<city>/*_gtFine_instanceIds.png and the images in leftImg8bit/{train,val}/",
     )
     splits = _converted(pairs, _cityscapes_sample, progress)
     return write_panoptic_set(out, CITYSCAPES, splits)
@@ -84,14 +84,14 @@ def _cityscapes_pairs(source: Path, split: str) -> list[Pair]:
     pairs = []
     for truth in sorted((source / "gtFine" / split).glob(f"*/*{ending}")):
         name = f"{truth.name.removesuffix(ending)}_leftImg8bit.png"
-        photo = source / "leftImg8bit" / split / truth.parent.name / name
-        if not photo.is_file():
-            raise BadInput(f"{photo} is missing; it is the photograph of {truth}")
-        pairs.append((photo, truth))
+        image = source / "leftImg8bit" / split / truth.parent.name / name
+        if not image.is_file():
+            raise BadInput(f"{image} is missing; it is the image of {truth}")
+        pairs.append((image, truth))
     return pairs
 
 
-def _cityscapes_sample(photo: Path, truth: Path) -> NewImage:
+def _cityscapes_sample(image: Path, truth: Path) -> NewImage:
     values = _read_pixels(truth, channels=1)
     classes = {category.id: category for category in CITYSCAPES}
     categories: dict[int, int] = {}
@@ -103,14 +103,14 @@ def _cityscapes_sample(photo: Path, truth: Path) -> NewImage:
             if value < 1000 and classes[label].thing:
                 crowds.add(value)
     ids = np.where(np.isin(values, list(categories)), values, 0)
-    name = photo.name.removesuffix("_leftImg8bit.png")
-    return NewImage(name, photo.name, photo, ids, describe_segments(ids, categories, crowds))
+    name = image.name.removesuffix("_leftImg8bit.png")
+    return NewImage(name, image.name, image, ids, describe_segments(ids, categories, crowds))
 
 
 def convert_ade20k(source: Path, out: Path, progress: Progress = lambda done, total: None) -> Path:
     """Convert the splits training and validation of ADE20K, those that are there, to train and val.
 
-    `progress` hears (images done, images in all). The folder appears whole or not at all; returns `out`.
+    `progress` gets (images done, images in all). The folder appears whole or not at all; returns `out`.
     Raises BadInput naming what is missing, unreadable or of another form, BadRequest for an `out` that
     holds anything already.
     """
@@ -124,21 +124,21 @@ def convert_ade20k(source: Path, out: Path, progress: Progress = lambda done, to
         "images/, annotations/ and annotations_instance/, each with training/ and validation/",
     )
 
-    def convert(photo: Path, truth: Path) -> NewImage:
-        return _ade20k_sample(photo, truth, things, categories)
+    def convert(image: Path, truth: Path) -> NewImage:
+        return _ade20k_sample(image, truth, things, categories)
 
     return write_panoptic_set(out, categories, _converted(pairs, convert, progress))
 
 
 def _ade20k_pairs(source: Path, folder: str) -> list[Pair]:
     pairs = []
-    photos = source / "images" / folder
-    for photo in find_images(photos) if photos.is_dir() else []:
-        truth = source / "annotations" / folder / f"{photo.stem}.png"
+    images = source / "images" / folder
+    for image in find_images(images) if images.is_dir() else []:
+        truth = source / "annotations" / folder / f"{image.stem}.png"
         for path in (truth, _instances(truth)):
             if not path.is_file():
-                raise BadInput(f"{path} is missing; it belongs to {photo}")
-        pairs.append((photo, truth))
+                raise BadInput(f"{path} is missing; it belongs to {image}")
+        pairs.append((image, truth))
     return pairs
 
 
@@ -147,7 +147,7 @@ def _instances(truth: Path) -> Path:
 
 
 def _ade20k_sample(
-    photo: Path, truth: Path, things: Mapping[int, int], categories: Sequence[Category]
+    image: Path, truth: Path, things: Mapping[int, int], categories: Sequence[Category]
 ) -> NewImage:
     classes = _read_pixels(truth, channels=1)
     instances = _read_pixels(_instances(truth), channels=3)
@@ -166,7 +166,7 @@ def _ade20k_sample(
         if thing not in things:
             raise BadInput(f"{_instances(truth)} holds the class {thing}, which categoryMapping.txt lacks")
         names[value] = things[thing]
-    return NewImage(photo.stem, photo.name, photo, ids, describe_segments(ids, names))
+    return NewImage(image.stem, image.name, image, ids, describe_segments(ids, names))
 
 
 def _ade20k_things(path: Path) -> dict[int, int]:
@@ -206,7 +206,7 @@ def _lines(path: Path, origin: str) -> list[str]:
     except (OSError, ValueError) as error:
         raise BadInput(f"{path} cannot be read ({error}); it comes with {origin}") from None
     if len(lines) < 2:
-        raise BadInput(f"{path} lists no classes; wanted is the file that comes with {origin}")
+        raise BadInput(f"{path} lists no classes; expected is the file that comes with {origin}")
     return lines
 
 
@@ -225,9 +225,9 @@ def _converted(
 
     def samples(split: str) -> Iterator[NewImage]:
         nonlocal done
-        for photo, truth in pairs[split]:
-            sample = convert(photo, truth)
-            _check_size(photo, sample)
+        for image, truth in pairs[split]:
+            sample = convert(image, truth)
+            _check_size(image, sample)
             yield sample
             done += 1
             progress(done, total)
@@ -235,17 +235,17 @@ def _converted(
     return {split: samples(split) for split, found in pairs.items() if found}
 
 
-def _check_size(photo: Path, sample: NewImage) -> None:
+def _check_size(image: Path, sample: NewImage) -> None:
     import PIL.Image
 
     try:
-        with PIL.Image.open(photo) as image:
-            width, height = image.size
+        with PIL.Image.open(image) as opened:
+            width, height = opened.size
     except Exception as error:
-        raise BadInput(f"{photo} cannot be read as an image: {error}") from None
+        raise BadInput(f"{image} cannot be read as an image: {error}") from None
     if (height, width) != sample.ids.shape:
         tall, wide = sample.ids.shape
-        raise BadInput(f"{photo} is {width} x {height}, but its annotation is {wide} x {tall}")
+        raise BadInput(f"{image} is {width} x {height}, but its annotation is {wide} x {tall}")
 
 
 def _read_pixels(path: Path, channels: int) -> NDArray[np.int32]:
@@ -258,9 +258,9 @@ def _read_pixels(path: Path, channels: int) -> NDArray[np.int32]:
     # Pillow's decoders raise many types on hostile bytes (SyntaxError, struct.error, ValueError, ...).
     except Exception as error:
         raise BadInput(f"{path} cannot be read as an image: {error}") from None
-    wanted: tuple[Any, ...] = ("L", "I", "I;16", "I;16B") if channels == 1 else ("RGB",)
-    if mode not in wanted:
-        raise BadInput(f"{path} is of mode {mode}; wanted is one of {', '.join(wanted)}")
+    modes: tuple[Any, ...] = ("L", "I", "I;16", "I;16B") if channels == 1 else ("RGB",)
+    if mode not in modes:
+        raise BadInput(f"{path} is of mode {mode}; it must be one of {', '.join(modes)}")
     return pixels.astype(np.int32)
 
 

@@ -32,7 +32,7 @@ _SPLITS = ("train", "val")
 _MAX_THINGS = 7
 # Radius of a thing as a part of the image side.
 _RADIUS = (0.1, 0.24)
-# Centres of two things are this far apart, of the sum of their radii, where there is room: most of every
+# Centres of two things are this far apart, of the sum of their radii, if there is room: most of every
 # thing stays visible.
 _APART = 0.6
 # Places and colours are the best, or the first good one, of so many.
@@ -134,16 +134,16 @@ def _centre(rng: Generator, size: int, radius: float, others: list[tuple[Array, 
     for place, extent in others:
         room = np.minimum(room, np.linalg.norm(centres - place, axis=1) / (radius + extent))
     good = np.nonzero(room > _APART)[0]
-    chosen: Array = centres[good[0] if len(good) else room.argmax()]
-    return chosen
+    best: Array = centres[good[0] if len(good) else room.argmax()]
+    return best
 
 
 def _unlike(rng: Generator, used: list[Array]) -> Array:
     """The colour, of several, that is farthest from those used in the image."""
     colours = rng.uniform(15, 255, (_TRIES, 3))
     distance = np.abs(colours[:, None] - np.array(used)).sum(axis=2).min(axis=1)
-    chosen: Array = colours[distance.argmax()]
-    return chosen
+    best: Array = colours[distance.argmax()]
+    return best
 
 
 def _surface(name: str, y: Array, x: Array) -> Array:
@@ -227,7 +227,7 @@ def write_scenes(
 ) -> Path:
     """Draw the splits train and val in COCO's panoptic layout (see `vitkit.data.coco`); returns `out`.
 
-    `train` and `val` count images, `size` is their side in pixels; `progress` hears (images done, images
+    `train` and `val` count images, `size` is their side in pixels; `progress` gets (images done, images
     in all). The folder appears whole or not at all. The same seed writes the same bytes. Raises BadRequest
     for a count below 1, a size below 32, a negative seed, or an `out` that holds anything already.
     """

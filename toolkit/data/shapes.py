@@ -1,6 +1,6 @@
 """A small classification set drawn by arithmetic: ten shapes on cluttered, textured backgrounds.
 
-Position, size, rotation and colours are random and say nothing about the class, so that a model has to
+Position, size, rotation and colours are random and independent of the class, so that a model has to
 look at outlines. Every image is drawn from its own random numbers (seed, split, index): asking for more
 images leaves the earlier ones as they were.
 """
@@ -165,7 +165,7 @@ def write_shapes(
 ) -> Path:
     """Draw the set into `out/train/CLASS/00000.png` and `out/val/CLASS/00000.png`; returns `out`.
 
-    `train` and `val` count images over all classes, `size` is their side in pixels; `progress` hears
+    `train` and `val` count images over all classes, `size` is their side in pixels; `progress` gets
     (images done, images in all). The folder appears whole or not at all. The same seed writes the
     same bytes. Raises BadRequest for a count below one image of each class, a size below 16, a negative
     seed, or an `out` that holds anything already.

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vitkit.data.folder import labelled_images
 from vitkit.evaluate.classes import class_indices
-from vitkit.evaluate.network import Network
+from vitkit.evaluate.network import Network, check_finite
 from vitkit.evaluate.results import Table
-from vitkit.runtimes.card import ModelCard
 from vitkit.runtimes.errors import BadArtifact
 from vitkit.runtimes.image import prepare_batch, read_image
 
@@ -61,8 +59,8 @@ def evaluate(
     """Classify every image of `DIR/CLASS/...`; `progress` gets (images done, images in all).
 
     Raises BadInput for an unusable folder, an unreadable image, or a class folder that is not exactly one
-    class of the network (see `class_indices`); BadArtifact for a network of another task, or one whose
-    scores are not finite or do not cover its classes.
+    class of the network (see `class_indices`); BadArtifact for a network of another task, or with fewer
+    scores than classes; RunFailed for outputs that are not finite.
     """
     card = network.card
     if card.task != "classification":
@@ -74,8 +72,13 @@ def evaluate(
     predictions: list[int] = []
     for start in range(0, len(items), BATCH):
         paths = [path for path, _ in items[start : start + BATCH]]
-        scores = network.predict(prepare_batch(map(read_image, paths), card.image))[output]
-        _check_scores(card, scores, paths, int(truth.max()))
+        outputs = network.predict(prepare_batch(map(read_image, paths), card.image))
+        check_finite(card, outputs, paths)
+        scores = outputs[output]
+        if scores.ndim != 2 or scores.shape[1] <= truth.max():
+            raise BadArtifact(
+                f"{card.name} gives scores of shape {scores.shape}; there is a class {truth.max()}"
+            )
         order = np.argsort(-scores, axis=1, kind="stable")
         expected = truth[start : start + len(paths)]
         ranks += (order == expected[:, None]).argmax(axis=1).tolist()
@@ -84,12 +87,3 @@ def evaluate(
     rank = np.array(ranks)
     top1, top5 = (100 * float((rank < count).mean()) for count in (1, 5))
     return Accuracy(str(data), len(items), top1, top5, tuple(predictions))
-
-
-def _check_scores(card: ModelCard, scores: NDArray[Any], paths: Sequence[Path], last: int) -> None:
-    if scores.ndim != 2 or scores.shape[1] <= last:
-        raise BadArtifact(f"{card.name} gives scores of shape {scores.shape}; there is a class {last}")
-    finite = np.isfinite(scores).all(axis=1)
-    if not finite.all():
-        image = paths[int(finite.argmin())]
-        raise BadArtifact(f"{card.name} ({card.target} {card.precision}): NaN or infinite scores for {image}")

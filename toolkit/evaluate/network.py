@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from numpy.typing import NDArray
 
 from vitkit.evaluate.results import Result
 from vitkit.runtimes.card import ModelCard, read_card
-from vitkit.runtimes.errors import BadRequest
+from vitkit.runtimes.errors import BadRequest, RunFailed
 from vitkit.runtimes.tasks import TASKS, task_module
 
 
 class Network(NamedTuple):
     """A run or an artifact behind one call: prepared inputs (N, ...) -> outputs by name.
 
-    `decisions` are a run's decisions inside the network, as `Source.decisions`; an engine does not tell them.
+    `decisions` are those inside a run's network, as `Source.decisions`; an engine does not return them.
     """
 
     card: ModelCard
     predict: Callable[[NDArray[Any]], dict[str, NDArray[Any]]]
     close: Callable[[], None]
     decisions: Callable[[NDArray[Any]], dict[str, NDArray[Any]]] = lambda inputs: {}
+
+
+def check_finite(card: ModelCard, outputs: Mapping[str, NDArray[Any]], images: Sequence[Path]) -> None:
+    """Raises RunFailed, naming the image, for outputs (N, ...) of N images with NaN or infinite values."""
+    for name, value in outputs.items():
+        finite = np.isfinite(value).reshape(len(images), -1).all(axis=1)
+        if not finite.all():
+            raise RunFailed(
+                f"{card.name} ({card.target} {card.precision}) returned NaN or infinite values in its output "
+                f"{name!r} for {images[int(finite.argmin())]}"
+            )
 
 
 def open_network(path: Path, threads: int | None = None) -> Network:

@@ -16,7 +16,7 @@ from vitkit.data.coco.ids import measure_segments, read_ids
 from vitkit.data.coco.read import read_split
 from vitkit.data.coco.write import check_predictions_path, write_predictions
 from vitkit.evaluate.classes import matching_categories
-from vitkit.evaluate.network import Network
+from vitkit.evaluate.network import Network, check_finite
 from vitkit.evaluate.panoptic_quality import PanopticQuality, QualityReport
 from vitkit.runtimes.card import ModelCard
 from vitkit.runtimes.errors import BadArtifact, BadInput
@@ -48,7 +48,7 @@ def evaluate(
     (see `write_predictions`). `keep` gets every image with its result and the result's segments in the
     set's categories. If several processes evaluate a part of the images each, `merge` adds up their counts.
     Raises BadInput for classes that the set lacks, and unreadable images; BadRequest if `save` exists;
-    BadArtifact for a network of another task.
+    BadArtifact for a network of another task; RunFailed for outputs that are not finite.
     """
     if network.card.task != "panoptic":
         raise BadArtifact(f"{network.card.name} does {network.card.task}, not panoptic segmentation")
@@ -61,9 +61,10 @@ def evaluate(
 
     def results() -> Iterator[tuple[int | str, NDArray[np.int32], tuple[SegmentInfo, ...]]]:
         for done, image in enumerate(truth.images, start=1):
-            photo = read_image(image.file)
-            outputs = network.predict(prepare_batch([photo], network.card.image))
-            place = placement(photo.shape[0], photo.shape[1], network.card.image)
+            pixels = read_image(image.file)
+            outputs = network.predict(prepare_batch([pixels], network.card.image))
+            check_finite(network.card, outputs, [image.file])
+            place = placement(pixels.shape[0], pixels.shape[1], network.card.image)
             result: Panoptic = decode(
                 {name: value[0] for name, value in outputs.items()}, network.card, place
             )
@@ -119,7 +120,7 @@ def _boxes(result: Panoptic) -> list[Box]:
 def card_categories(card: ModelCard) -> tuple[Category, ...]:
     """The categories of a panoptic network's classes, in their order.
 
-    Their ids are the card's label ids where these are different whole numbers, else 1, 2, ...
+    Their ids are the card's label ids if these are different integers, else 1, 2, ...
     """
     from vitkit.pictures.drawing import class_colour
 

@@ -3,18 +3,18 @@
 Kirillov et al., "Panoptic Segmentation" (https://arxiv.org/abs/1801.00868), with the rules of COCO's
 challenge (https://cocodataset.org/#panoptic-eval). In every image:
 
-- A predicted and a true segment of one category match where their IoU exceeds 0.5. Predicted pixels where
-  the truth is void (id 0) do not count in the union. Crowds never match.
+- A predicted and a true segment of one category match if their IoU exceeds 0.5. Predicted pixels whose
+  truth is void (id 0) do not count in the union. Crowds never match.
 - A true segment without a match is a false negative, unless it is a crowd.
-- A predicted segment without a match is a false positive, unless more than half of it lies on void or on a
-  crowd of its category. Where an image has several crowds of one category, the last one listed counts, as
-  in COCO's own code.
+- A predicted segment without a match is a false positive, unless more than half of it is on void or on a
+  crowd of its category. If an image has several crowds of one category, the last in the JSON counts, as
+  in COCO's code.
 
 Over all images, SQ of a category is the mean IoU of its matches, RQ = TP / (TP + FP / 2 + FN / 2). The
 averages are over the categories that have any TP, FP or FN.
 
 mIoU: every pixel has the category of its segment (crowds are as good as any), in the truth and in the
-prediction. Pixels where the truth is void are left out; a labelled pixel that is void in the prediction is a
+prediction. Pixels whose truth is void are left out; a labelled pixel that is void in the prediction is a
 miss of its category. IoU = both / either, summed over all images; the mean is over the categories that occur
 in one of the two.
 """
@@ -40,7 +40,7 @@ Counts = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Quality:
-    """PQ, SQ and RQ in per cent, means over the `categories` that occur; 0 where none does."""
+    """PQ, SQ and RQ in per cent, means over the `categories` that occur; 0 if none does."""
 
     pq: float
     sq: float
@@ -105,7 +105,7 @@ class PanopticQuality:
     """Adds up panoptic quality image by image."""
 
     def __init__(self, categories: Sequence[Category]) -> None:
-        """Raises BadRequest where two categories share an id or a name."""
+        """Raises BadRequest if two categories share an id or a name."""
         self.categories = tuple(categories)
         self._number = {category.id: i for i, category in enumerate(self.categories)}
         if len(self._number) < len(categories) or len({c.name for c in categories}) < len(categories):
@@ -128,7 +128,7 @@ class PanopticQuality:
         """Count one image: (H, W) ids and segments of the truth, then of the prediction.
 
         Areas are taken from the ids, not from the segments. Raises BadInput, naming the image by `name`,
-        where the sizes differ, a map holds an id without a segment or the reverse, two segments share an
+        if the sizes differ, a map holds an id without a segment or the reverse, two segments share an
         id, or a category is unknown.
         """
         true_index, true_class = self._index(truth_ids, truth, f"{name}: the truth".removeprefix(": "))
@@ -194,7 +194,7 @@ class PanopticQuality:
         np.add.at(self._fp, klass[~match.any(axis=0) & (excused / area <= 0.5)], 1)
 
     def merge(self, add: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> None:
-        """Take the sum of several processes' counts for one's own; `add` adds an array up over them."""
+        """Take the sum of several processes' counts for this process's; `add` adds an array up over them."""
         counts = [self._tp, self._fp, self._fn, self._true, self._predicted, self._both]
         # Whole numbers of that size are exact in float64.
         summed = add(np.stack([*counts, self._iou, np.full_like(self._iou, self._images)]))
@@ -213,9 +213,9 @@ class PanopticQuality:
         iou = 100 * self._both / np.maximum(either, 1)
         thing = np.array([category.thing for category in self.categories], np.bool_)
 
-        def mean(chosen: NDArray[np.bool_]) -> Quality:
-            means = [float(part[chosen].mean()) if chosen.any() else 0.0 for part in (pq, sq, rq)]
-            return Quality(means[0], means[1], means[2], int(chosen.sum()))
+        def mean(among: NDArray[np.bool_]) -> Quality:
+            means = [float(part[among].mean()) if among.any() else 0.0 for part in (pq, sq, rq)]
+            return Quality(means[0], means[1], means[2], int(among.sum()))
 
         classes = {
             self.categories[i].name: ClassQuality(
@@ -238,7 +238,7 @@ class PanopticQuality:
 def evaluate_predictions(
     truth: PanopticSet, json: Path, progress: Callable[[int, int], object] = lambda done, total: None
 ) -> QualityReport:
-    """Panoptic quality of predictions in COCO's format; `progress` hears (images done, images in all).
+    """Panoptic quality of predictions in COCO's format; `progress` gets (images done, images in all).
 
     Raises BadInput, naming the image or file, for an image without a prediction, a file that cannot be
     read, or segments that do not fit the PNG. Predictions for other images are not looked at.

@@ -29,15 +29,15 @@ def to_json(result: Classification) -> dict[str, Any]:
     return {"top": [asdict(label) for label in result.top]}
 
 
-def draw(photo: NDArray[np.uint8], result: Classification, *, width: int = 512) -> Image.Image:
-    """The photograph, at least `width` pixels wide, with its top class.
+def draw(image: NDArray[np.uint8], result: Classification, *, width: int = 512) -> Image.Image:
+    """The image, at least `width` pixels wide, with its top class.
 
     Where the model has sampling points, an arrow goes from each one's first position to its last, as in
     figure 5 of the PS-ViT paper.
     """
-    factor = max(1.0, width / photo.shape[1])
-    size = (round(photo.shape[1] * factor), round(photo.shape[0] * factor))
-    picture = Image.fromarray(photo).resize(size, Image.Resampling.BICUBIC)
+    factor = max(1.0, width / image.shape[1])
+    size = (round(image.shape[1] * factor), round(image.shape[0] * factor))
+    picture = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
     pen = ImageDraw.Draw(picture)
     if result.points is not None:
         for first, last in zip(result.points[0], result.points[-1], strict=True):

@@ -30,7 +30,7 @@ def mix(colour: Colour, other: Colour, share: float) -> Colour:
 
 @lru_cache(maxsize=8)
 def load_font(size: int) -> Any:
-    """Pillow's own font, `size` pixels high."""
+    """Pillow's font, `size` pixels high."""
     # Loading takes longer than writing with it.
     return ImageFont.load_default(size=size)
 

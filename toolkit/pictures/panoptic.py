@@ -39,7 +39,7 @@ def to_json(result: Panoptic) -> dict[str, Any]:
 
 
 def draw(
-    photo: NDArray[np.uint8],
+    image: NDArray[np.uint8],
     result: Panoptic,
     colours: Colours | None = None,
     *,
@@ -49,17 +49,17 @@ def draw(
     legend: bool = True,
     lines: int | None = None,
 ) -> Image.Image:
-    """The photograph under the colours of its segments, with a legend below it.
+    """The image under the colours of its segments, with a legend below it.
 
     Instances of a thing are shades of its class's colour with an edge around each; the large ones bear
     their name, with the score unless `scores` is off. `colours` are RGB by class index, `class_colour`
-    where absent; `alpha` (0..1) is their strength. The longer side gets at most `width` pixels, and at
-    least 320 where `width` allows it. The `legend` has exactly `lines` lines where given, as many as it
-    needs otherwise. Raises BadInput where the result is not of the photograph's size.
+    if absent; `alpha` (0..1) is their strength. The longer side gets at most `width` pixels, and at
+    least 320 if `width` allows it. The `legend` has exactly `lines` lines if given, as many as it
+    needs otherwise. Raises BadInput if the result is not of the image's size.
     """
-    if result.ids.shape != photo.shape[:2]:
-        raise BadInput(f"the result is of {result.ids.shape} pixels, the photograph of {photo.shape[:2]}")
-    picture, ids = _fit(photo, width), result.ids
+    if result.ids.shape != image.shape[:2]:
+        raise BadInput(f"the result is of {result.ids.shape} pixels, the image of {image.shape[:2]}")
+    picture, ids = _fit(image, width), result.ids
     if picture.size != (ids.shape[1], ids.shape[0]):
         ids = _sample(ids, (picture.height, picture.width))
     picture = _tint(picture, ids, _shades(result.segments, colours), alpha)
@@ -69,7 +69,7 @@ def draw(
 
 
 def side_by_side(
-    photo: NDArray[np.uint8],
+    image: NDArray[np.uint8],
     result: Panoptic,
     truth: Panoptic,
     colours: Colours | None = None,
@@ -77,14 +77,14 @@ def side_by_side(
     alpha: float = 0.5,
     width: int = 640,
 ) -> Image.Image:
-    """The photograph, what was found and the truth (see `evaluate.truth_as_panoptic`) in one picture.
+    """The image, the prediction and the truth (see `truth_as_panoptic`) in one picture.
 
-    Each is at most `width` pixels wide. Classes have one colour where both results number them alike.
+    Each is at most `width` pixels wide. Classes have one colour if both results number them alike.
     """
     panels = {
-        "photograph": _fit(photo, width),
-        "prediction": draw(photo, result, colours, alpha=alpha, width=width),
-        "truth": draw(photo, truth, colours, alpha=alpha, width=width, scores=False),
+        "image": _fit(image, width),
+        "prediction": draw(image, result, colours, alpha=alpha, width=width),
+        "truth": draw(image, truth, colours, alpha=alpha, width=width, scores=False),
     }
     gap, font = 6, load_font(16)
     sizes = [panel.size for panel in panels.values()]
@@ -106,9 +106,9 @@ def _colour(segment: Segment, colours: Colours | None) -> Colour:
     return given or class_colour(segment.index, segment.thing)
 
 
-def _fit(photo: NDArray[np.uint8], width: int) -> Image.Image:
-    """The photograph, its longer side at most `width`, and at least 320 where `width` allows it."""
-    picture, longer = Image.fromarray(photo), max(photo.shape[:2])
+def _fit(image: NDArray[np.uint8], width: int) -> Image.Image:
+    """The image, its longer side at most `width`, and at least 320 if `width` allows it."""
+    picture, longer = Image.fromarray(image), max(image.shape[:2])
     factor = min(max(longer, _LEAST), width) / longer
     if factor == 1:
         return picture
@@ -149,11 +149,11 @@ def _tint(
 
 
 def _outline(picture: Image.Image, ids: NDArray[np.int32], segments: Sequence[Segment]) -> Image.Image:
-    """Draw where instances meet anything else: a light line on one side, a dark one on the other."""
-    own = np.zeros(max((s.id for s in segments), default=0) + 1, np.int32)
+    """Outline instances: a light line on one side, a dark one on the other."""
+    instance_of = np.zeros(max((s.id for s in segments), default=0) + 1, np.int32)
     for segment in segments:
-        own[segment.id] = segment.id if segment.thing else 0
-    instances = own[ids]
+        instance_of[segment.id] = segment.id if segment.thing else 0
+    instances = instance_of[ids]
     beside = instances[:, 1:] != instances[:, :-1]
     below = instances[1:] != instances[:-1]
     light, dark = np.zeros((2, *ids.shape), np.bool_)
@@ -180,7 +180,7 @@ def _name_things(
         rows, columns = np.nonzero(coarse == segment.id)
         row = rows[len(rows) // 2]
         across = columns[rows == row]
-        share, name = f"{segment.score:.0%}", _plain(segment.label)
+        share, name = f"{segment.score:.0%}", _one_line(segment.label)
         for text in (f"{name} {share}", share) if scores else (name,):
             if pen.textlength(text, font=font) < 0.9 * len(across) * step:
                 place = (int(across[len(across) // 2]) * step + step // 2, int(row) * step + step // 2)
@@ -188,7 +188,7 @@ def _name_things(
                 break
 
 
-def _plain(label: str) -> str:
+def _one_line(label: str) -> str:
     # No picture has room for more.
     return " ".join(label.split())[:80]
 
@@ -199,13 +199,13 @@ class _Entry(NamedTuple):
 
 
 def _entries(segments: Sequence[Segment], colours: Colours | None) -> list[_Entry]:
-    """What the legend says, things with their number first."""
+    """The lines of the legend, things with their number first."""
     counts = Counter((not s.thing, s.index) for s in segments)
     first = {(not s.thing, s.index): s for s in reversed(segments)}
     found = []
     for key, count in sorted(counts.items(), key=lambda item: (item[0][0], -item[1], item[0][1])):
         segment = first[key]
-        name = _plain(segment.label)
+        name = _one_line(segment.label)
         found.append(_Entry(_colour(segment, colours), f"{name} {count}" if segment.thing else name))
     return found or [_Entry(None, "nothing found")]
 

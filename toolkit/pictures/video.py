@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 SUFFIXES = frozenset((".mp4", ".avi", ".mov", ".mkv"))
-# For files that do not tell theirs.
+# For files without a frame rate.
 _FPS = 25.0
 
 
@@ -32,7 +32,7 @@ def _opencv() -> Any:
         import cv2
     except ImportError as error:
         raise MissingBackend("opencv-python-headless", "video", error) from None
-    # What goes wrong is told by this file; FFmpeg's own lines would stand between.
+    # Errors are raised here; FFmpeg's lines would be printed among them.
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     with suppress(AttributeError):
         cv2.setLogLevel(0)
@@ -40,7 +40,7 @@ def _opencv() -> Any:
 
 
 class Video:
-    """An open video: frames a second, and the number of frames that its header tells (0: unknown)."""
+    """An open video: frames a second, and the number of frames in its header (0: unknown)."""
 
     def __init__(self, cv2: Any, capture: Any, path: Path) -> None:
         fps, count = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
@@ -52,7 +52,7 @@ class Video:
     def frames(self, every: int = 1) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         """Every so many frames with their numbers, from 0, as (H, W, 3) uint8 RGB; only one is in memory.
 
-        Raises BadInput where the file holds no frame.
+        Raises BadInput if the file holds no frame.
         """
         number = 0
         while self._capture.grab():
@@ -68,7 +68,7 @@ class Video:
 
 @contextmanager
 def open_video(path: Path) -> Iterator[Video]:
-    """Open a video file. Raises BadInput where it is none, MissingBackend without OpenCV."""
+    """Open a video file. Raises BadInput if it is none, MissingBackend without OpenCV."""
     cv2 = _opencv()
     # OpenCV takes other names for addresses and cameras.
     if not path.is_file():
@@ -86,7 +86,7 @@ def open_video(path: Path) -> Iterator[Video]:
 def write_video(path: Path, fps: float) -> Iterator[Callable[[Image.Image], None]]:
     """A function that appends an RGB picture to a new MP4 file; all must be of the first one's size.
 
-    The file appears whole, when the block ends well, or not at all. Raises BadRequest where it cannot be
+    The file appears whole, when the block ends well, or not at all. Raises BadRequest if it cannot be
     written, or OpenCV has no encoder for it.
     """
     cv2 = _opencv()
@@ -103,7 +103,7 @@ def write_video(path: Path, fps: float) -> Iterator[Callable[[Image.Image], None
                     f"{path} cannot be written: this OpenCV ({cv2.__version__}) has no encoder for MP4 "
                     "(mp4v); install one that has: pip install opencv-python-headless"
                 )
-        # OpenCV drops other sizes without a word.
+        # OpenCV drops pictures of other sizes silently.
         if picture.size != size:
             raise BadInput(f"{path}: a frame has {picture.size} pixels, the first one {size}")
         writer.write(np.ascontiguousarray(np.asarray(picture)[..., ::-1]))
@@ -115,13 +115,13 @@ def write_video(path: Path, fps: float) -> Iterator[Callable[[Image.Image], None
             if writer is not None:
                 writer.release()
         if writer is not None:
-            _finish(temporary, path)
+            _put_in_place(temporary, path)
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
-def _finish(temporary: Path, path: Path) -> None:
+def _put_in_place(temporary: Path, path: Path) -> None:
     try:
         if not temporary.stat().st_size:
             raise OSError("OpenCV wrote nothing")

@@ -4,7 +4,7 @@
     DIR/annotations/panoptic_<split>/*.png   segment ids as colours: id = R + 256 G + 65536 B, 0 is void
     DIR/<split>/*                            the images
 
-The panoptic_<split>.json files with their PNG folders may also lie directly in DIR; the images may then be
+The panoptic_<split>.json files with their PNG folders may also be directly in DIR, and the images then
 in DIR/input_images. The format: https://cocodataset.org/#format-data, "Panoptic Segmentation".
 """
 

@@ -50,7 +50,7 @@ class JsonFile:
     def entries(
         self, body: dict[str, Any], key: str, place: str = ""
     ) -> Iterable[tuple[str, dict[str, Any]]]:
-        """The objects of a list, each with the words that tell a reader where it is."""
+        """The objects of a list, each with its place for messages, such as `images[3]`."""
         value = body.get(key)
         if not isinstance(value, list):
             self.fault(f"{place}'{key}' is {_type_name(value)}; it must be a list")

@@ -22,7 +22,7 @@ def find_splits(data: Path) -> dict[str, Path]:
     if not data.is_dir():
         raise BadInput(f"the data folder {data} does not exist or is not a folder; {_LAYOUT}")
     found = sorted((data / "annotations").glob("panoptic_?*.json"))
-    # Beside a set lie files of similar names: only one with a folder of PNGs is a split.
+    # Files beside a set have similar names; only one with a folder of PNGs is a split.
     found = found or [path for path in sorted(data.glob("panoptic_?*.json")) if path.with_suffix("").is_dir()]
     if not found:
         raise BadInput(f"{data} holds no panoptic data; {_LAYOUT}")
@@ -195,7 +195,7 @@ class NamedFiles:
         self._listing: dict[str, Path] | None = None
 
     def find(self, name: str) -> Path:
-        """The file of a name, which may begin with the folder's own or be in another Unicode normal form.
+        """The file of a name, which may begin with the folder's name or be in another Unicode normal form.
 
         A path that does not exist if there is no such file.
         """

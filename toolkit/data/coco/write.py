@@ -52,7 +52,7 @@ def write_panoptic_set(
 
 
 def check_new_folder(out: Path) -> None:
-    """Raises BadRequest where `out` cannot be written, is a file, or is a folder that holds anything."""
+    """Raises BadRequest if `out` cannot be written, is a file, or is a folder that is not empty."""
     check_writable(out)
     if out.exists() and not out.is_dir():
         raise BadRequest(f"the output {out} is a file; name a folder")
@@ -146,7 +146,7 @@ def write_predictions(
     """Write (image id, (H, W) segment ids, segments) in COCO's format, whole or not at all.
 
     `json` is a file `NAME.json`; the PNGs go into the folder `NAME` beside it, under COCO's names (twelve
-    digits) or the image's id where that is a text. Raises BadRequest where either exists already or cannot
+    digits) or the image's id if that is a text. Raises BadRequest if either exists already or cannot
     be written, BadInput for an image id that occurs twice or ids that a PNG cannot hold.
     """
     check_predictions_path(json)
@@ -159,7 +159,7 @@ def write_predictions(
         body: dict[str, Any] = {"annotations": annotations}
         if categories:
             body["categories"] = [_category_json(category) for category in categories]
-        _finish(work / "new", folder, json, body)
+        _put_in_place(work / "new", folder, json, body)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -194,13 +194,13 @@ def _write_annotations(
     return annotations
 
 
-def _finish(new: Path, folder: Path, file: Path, body: dict[str, Any]) -> None:
+def _put_in_place(new: Path, folder: Path, file: Path, body: dict[str, Any]) -> None:
     try:
         new.replace(folder)
     except OSError as error:
         raise BadRequest(f"cannot write {folder}: {error.strerror}") from None
     try:
-        # Last: where the JSON is, everything is.
+        # The JSON comes last, so that it never names a missing PNG.
         write_text(file, json.dumps(body, ensure_ascii=False))
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
