@@ -245,7 +245,10 @@ def test_doctor_speaks_json():
 
 def test_train_resumes_and_shows_recipes(tmp_path, shapes):
     quick = ("--set", "batch_size=20", "--epochs", 1)
-    vitkit("train", "ps_vit_nano_demo", "--data", shapes, "-o", tmp_path / "run", *quick)
+    command = ("train", "ps_vit_nano_demo", "--data", shapes, "-o", tmp_path / "run", *quick)
+    assert vitkit(*command, "--quiet") == ("", "")
+    # Nothing is left to do, and an epoch that was done is not shown again.
+    assert vitkit(*command, "--resume")[0].count("epoch") <= 1
     assert load_run(tmp_path / "run").card.labels[0] == "arrow"
     assert (
         "not empty"

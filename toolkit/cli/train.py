@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from vitkit.cli.show import key_values, share_the_machine
+from vitkit.cli.show import is_quiet, key_values, share_the_machine
 
 
 def train(
@@ -51,4 +51,6 @@ def train(
     if epochs is not None:
         changes["epochs"] = str(epochs)
     config = override(recipe_named(recipe), changes)
-    run_training(config, data, out, resume=resume, init=init, backbone=backbone_weights)
+    run_training(
+        config, data, out, resume=resume, progress=not is_quiet(), init=init, backbone=backbone_weights
+    )
