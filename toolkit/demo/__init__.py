@@ -18,7 +18,7 @@ from vitkit.runtimes.files import check_writable, write_text
 
 if TYPE_CHECKING:
     from vitkit.bench import BenchReport
-    from vitkit.exporters.parity import Check
+    from vitkit.exporters.parity import ParityCheck
 
 _log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
@@ -108,7 +108,7 @@ class Made(NamedTuple):
     target: str
     precision: str
     size_bytes: int
-    parity: Check
+    parity: ParityCheck
     accuracy: float
 
 
@@ -215,7 +215,7 @@ def _engines(part: Part, run_path: Path, data: Path, out: Path, size: Size, prog
     run = load_run(run_path)
     source = Source(run.model, run.card)
     calibration = calibration_set(data / "train", size.calibration)
-    photos = sample_photos(data / part.val_images, size.compared)
+    images = sample_photos(data / part.val_images, size.compared)
     made = []
     for number, (target, precision) in enumerate(size.engines):
         progress(number, len(size.engines))
@@ -225,7 +225,7 @@ def _engines(part: Part, run_path: Path, data: Path, out: Path, size: Size, prog
         path = out / f"{target}-{precision}"
         given = calibration if precision == "int8" else None
         artifact, checks = exporters.export(
-            source, path, target=target, precision=precision, calibration=given, photos=photos
+            source, path, target=target, precision=precision, calibration=given, images=images
         )
         measured = _accuracy(part, path, data)
         _log.info("%s: %.2f MB, %s %.1f", path, artifact.size_bytes / 1e6, part.metric_name, measured)
