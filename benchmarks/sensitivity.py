@@ -15,10 +15,11 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
-from vitkit import exporters
 from vitkit.calibration.dataset import calibration_set
-from vitkit.exporters.parity_panoptic import PanopticParity, check_photos
+from vitkit.exporters.parity_panoptic import PanopticParity, check_images
 from vitkit.exporters.source import Source
+from vitkit.exporters.targets import TARGETS, with_defaults
+from vitkit.exporters.verify import check_decisions
 from vitkit.runs import load_run
 from vitkit.runtimes.card import write_card
 from vitkit.runtimes.engine import open_engine
@@ -50,27 +51,33 @@ def main() -> None:
     run = load_run(given.run)
     plain = Source(run.model, run.card)
     calibration = calibration_set(given.data / "train", 128)
-    photos = sample_photos(given.data / "val", given.count)
+    images = sample_photos(given.data / "val", given.count)
     image = replace(run.card.image, layout="NHWC", dtype="uint8")
-    module = import_module(exporters.TARGETS[given.target].module)
+    module = import_module(TARGETS[given.target].module)
 
     def row(text: str, also_float: tuple[str, ...]) -> None:
         # The traced module must be a torch module: only the policy differs.
         source = Source(run.model, run.card)
-        own = type(run.model).float_modules
+        original = type(run.model).float_modules
         type(run.model).float_modules = property(lambda self: (*declared, *also_float))  # type: ignore[assignment]
         try:
             with tempfile.TemporaryDirectory() as name:
                 folder = Path(name)
                 card = module.export(
-                    source, folder, precision="int8", calibration=calibration, image=image, batch=1
+                    source,
+                    folder,
+                    precision="int8",
+                    calibration=calibration,
+                    image=image,
+                    batch=1,
+                    **with_defaults(given.target, None),
                 )
                 write_card(replace(card, files={p.name: None for p in folder.iterdir()}), folder)
                 with open_engine(folder) as engine:
-                    decisions = exporters.check_decisions(engine, source, [photo for _, photo in photos[:8]])
-                    found = check_photos(engine, plain.predict, run.card.image, photos, decisions)
+                    decisions = check_decisions(engine, source, images)
+                    found = check_images(engine, plain, images, decisions)
         finally:
-            type(run.model).float_modules = own  # type: ignore[method-assign]
+            type(run.model).float_modules = original  # type: ignore[method-assign]
         assert isinstance(found, PanopticParity)
         flips = ", ".join(f"{share:.2%}" for share in found.decisions.values())
         print(f"| {text} | {found.quality or 0:.2f} | {flips} | {found.error:.3f} |", flush=True)

@@ -24,7 +24,10 @@ METHOD = (
 def quantize(
     model: openvino.Model, calibration: CalibrationSet, image: ImageSpec, float_modules: Sequence[str]
 ) -> openvino.Model:
-    """Put FakeQuantize pairs where NNCF's transformer scheme wants them, except in the float modules; raises ExportFailed."""
+    """Put FakeQuantize pairs where NNCF's transformer scheme wants them, except in the float modules.
+
+    Raises ExportFailed if a pattern of `float_modules` matches no node.
+    """
     import nncf
 
     nncf.set_log_level(logging.ERROR)

@@ -61,9 +61,9 @@ def check_images(
     images: Iterable[NamedImage],
     decisions: dict[str, float] | None = None,
 ) -> ParityCheck:
-    """The engine against the float network on named images (H, W, 3) uint8 RGB, each prepared for either side.
+    """The engine against the float network on named images, each prepared for either side.
 
-    `decisions` are shares of changed decisions inside the network, see `decision_flips`. Raises BadArtifact
+    Images are (H, W, 3) uint8 RGB. `decisions` are shares of changed decisions inside the network, see `decision_flips`. Raises BadArtifact
     if the two have other outputs.
     """
     module = task_module(engine.card.task, "parity")

@@ -71,7 +71,7 @@ class Flip(NamedTuple):
 
 
 class Deviation(NamedTuple):
-    """The mean absolute error of an output: over all images, and of the worst image; with the limit of the first.
+    """The mean absolute error of an output, over all images and of the worst image, and the limit of the mean.
 
     In the output's own units. Of sampling points it is the error of the last iteration, in input pixels.
     """
@@ -106,12 +106,8 @@ class ClassificationParity:
         return 1 - len(self.flips) / self.images
 
     def __str__(self) -> str:
-        ties = (
-            f" ({self.near_ties} of {len(self.flips)} flips are near ties, {self.near_ties / self.images:.1%} "
-            "of the images)"
-            if self.near_ties
-            else ""
-        )
+        share = f"{self.near_ties / self.images:.1%} of the images"
+        ties = f" ({self.near_ties} of {len(self.flips)} flips are near ties, {share})" if self.flips else ""
         others = "".join(
             f", {name} off by {found.mean:.2g} on average and {found.worst:.2g} on the worst image"
             for name, found in self.others.items()

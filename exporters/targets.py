@@ -13,7 +13,7 @@ from vitkit.runtimes.tensorrt_options import DEFAULT_VERSION, DIALECTS
 
 
 class TargetOption(NamedTuple):
-    """An option that only some targets have: `options={name: value}` in Python, `flag` on the command line."""
+    """An option of some targets: `options={name: value}` in Python, `flag` on the command line."""
 
     name: str
     choices: tuple[int | str, ...]
@@ -43,8 +43,8 @@ class Target(NamedTuple):
     `module` has `export(source, folder, *, precision, calibration, image, batch, ...)`, the target's own
     `options` being the last arguments, and `write_twin(artifact, folder, shapes)`; `quantiser` has `METHOD`.
     `packages` are needed, and `extra` installs them. `refusals` give the reason why a precision is not among
-    `precisions`; `cpu_needs` names the capability, as the target's runtime lists it, that a precision needs of
-    the CPU. `stand_in` is the target whose runtime runs the graph for the parity check, because the engine
+    `precisions`; `cpu_needs` names the capability that a precision needs of the CPU, as the target's runtime
+    lists it. `stand_in` is the target whose runtime runs the graph for the parity check, because the engine
     itself is built elsewhere. `free_batch` means that the batch dimension may stay open.
     """
 

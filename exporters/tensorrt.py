@@ -25,7 +25,6 @@ from vitkit.runtimes.engine import Engine, open_engine, runtime_module
 from vitkit.runtimes.errors import BadRequest, ExportFailed
 from vitkit.runtimes.files import atomic_folder, check_output_folder
 from vitkit.runtimes.tensorrt_options import (
-    DEFAULT_VERSION,
     DIALECTS,
     GRAPH_FILE,
     PLAN_FILE,
@@ -135,8 +134,8 @@ def build(path: Path, out: Path | None = None, *, cuda_graph: bool = False) -> t
     """Build an artifact's engine for this machine, and compare it with the float model's golden outputs.
 
     The engine and what it was built from go to the folder `out`, whole or not at all; without one the engine
-    goes into this machine's cache alone, where `open_engine` finds it. `cuda_graph` makes the engine of `out` replay a
-    recorded CUDA graph, which spares launching its kernels one by one.
+    goes into this machine's cache alone, where `open_engine` finds it. `cuda_graph` makes the engine of `out`
+    replay a recorded CUDA graph, which spares launching its kernels one by one.
 
     Raises BadRequest, MissingBackend, DeviceError, and ExportFailed where TensorRT cannot build it or where
     the engine does not do what the float model does.

@@ -424,8 +424,8 @@ def open_engine(
     another task is refused, and type checkers know which result a call returns.
     `threads` are CPU threads of one run (default: the vendor's choice: one for TFLite, else usually every
     core). `device` is a device that the vendor offers here (`gpu`, `npu` for OpenVINO; `cuda` for ONNX
-    Runtime), in any case; by default `cpu`, and `cuda` for TensorRT. An unbuilt TensorRT engine is built first,
-    which takes minutes, unless this machine has kept its engine.
+    Runtime), in any case; by default `cpu`, and `cuda` for TensorRT. A TensorRT engine that is not built yet
+    is built first, which takes minutes, unless this machine has kept it.
     `decode` are options of the task's decoding: `{"top": 3}` of classification, `{"fast": True}` of
     panoptic segmentation.
 

@@ -40,7 +40,7 @@ def test_ti_share_in_int8_on_photographs(target, real_photos, tmp_path):
     calibration = calibration_set(real_photos, 32)
     photos = sample_photos(real_photos, 48)
     artifact, checks = exporters.export(
-        source, tmp_path / "a", target=target, precision="int8", calibration=calibration, photos=photos
+        source, tmp_path / "a", target=target, precision="int8", calibration=calibration, images=photos
     )
     assert [check.images for check in checks] == [4, 48]
     assert checks[1].cosine_mean > 0.97

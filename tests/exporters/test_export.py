@@ -121,8 +121,8 @@ def test_other_sizes_and_grids_export_too(options, target, tmp_path):
     model = lively(build("ps_vit_nano", **options))
     source = Source(model, run_card("ps_vit_nano", model.config))
     photos = [(str(i), photo) for i, photo in enumerate(generated_photos(6, seed=2))]
-    _, checks = exporters.export(source, tmp_path / "a", target=target, precision="fp32", photos=photos)
-    assert [check.name for check in checks] == ["golden", "photos"]
+    _, checks = exporters.export(source, tmp_path / "a", target=target, precision="fp32", images=photos)
+    assert [check.name for check in checks] == ["golden", "images"]
     assert all(check.error < 1e-4 and check.others["points"] < 1e-3 for check in checks)
 
 
@@ -138,7 +138,7 @@ def test_int8_of_a_fixed_batch_is_calibrated_on_whole_batches(
         precision="int8",
         calibration=calibration,
         batch=5,
-        photos=photos,
+        images=photos,
     )
     assert checks[1].images == 7
     assert [x.shape[0] for x in calibration.inputs(source.card.image, 5)] == [5] * 5
@@ -209,9 +209,9 @@ def test_other_peoples_folders_are_never_replaced(source, tmp_path):
         ({"target": "onnx", "precision": "int8"}, "--calib DIR"),
         ({"target": "onnx", "input": "rgb"}, "rgb"),
         ({"target": "onnx", "batch": 0}, "--batch is 0"),
-        ({"target": "onnx", "opset": 17}, "18 to 25"),
+        ({"target": "onnx", "options": {"opset": 17}}, "18 to 25"),
         ({"target": "tflite", "batch": None}, "fixed batch size: use --batch N"),
-        ({"target": "tflite", "opset": 20}, "no opset; leave it out"),
+        ({"target": "tflite", "options": {"opset": 20}}, "no opset; leave it out"),
         ({"target": "tflite", "precision": "bf16"}, "TFLite has no bf16"),
     ],
 )
@@ -222,7 +222,7 @@ def test_impossible_requests_are_refused(request_, words, source, tmp_path):
 
 
 def test_a_missing_package_is_named_before_any_work(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(exporters, "find_spec", lambda name: None if name == "onnxscript" else object())
+    monkeypatch.setattr("vitkit.exporters.targets.find_spec", lambda name: None if name == "onnxscript" else object())
     with pytest.raises(MissingBackend, match="pip install 'vitkit\\[export\\]'"):
         exporters.export(source, tmp_path / "a", target="onnx", precision="fp32")
 

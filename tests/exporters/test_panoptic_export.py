@@ -14,7 +14,7 @@ import torch
 from vitkit import BadArtifact, BadRequest, ExportFailed, exporters, open_engine
 from vitkit.calibration.dataset import calibration_set
 from vitkit.data.scenes import write_scenes
-from vitkit.exporters.parity_panoptic import LIMITS, check_photos
+from vitkit.exporters.parity_panoptic import LIMITS, check_images
 from vitkit.exporters.source import Source
 from vitkit.inspection import inspect
 from vitkit.models import build, run_card
@@ -64,7 +64,7 @@ def exported(source, photos, tmp_path_factory):
         if (target, batch) not in made:
             folder = tmp_path_factory.mktemp("engines") / "a"
             result = exporters.export(
-                source, folder, target=target, precision="fp32", batch=batch, photos=photos
+                source, folder, target=target, precision="fp32", batch=batch, images=photos
             )
             made[target, batch] = (folder, result[1])
         return made[target, batch]
@@ -120,7 +120,7 @@ def test_another_network_is_refused(source, photos, exported):
     folder, _ = exported("onnx")
     other = Source(build("remax_nano", **OPTIONS).eval(), source.card)
     with open_engine(folder) as engine:
-        parity = check_photos(engine, other.predict, source.card.image, photos)
+        parity = check_images(engine, other, photos)
     assert parity.problems
     with pytest.raises(ExportFailed, match="mask logits"):
         exporters.verify(folder, other, photos)

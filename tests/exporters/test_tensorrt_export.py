@@ -105,9 +105,9 @@ def package(source, calibration, tmp_path_factory):
         folder,
         target="tensorrt",
         precision="int8",
-        trt_version="8.5",
+        options={"trt_version": "8.5"},
         calibration=calibration,
-        photos=photos,
+        images=photos,
     )
     return folder, checks
 

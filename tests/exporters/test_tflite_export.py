@@ -37,7 +37,7 @@ def test_other_sizes_and_batches_in_int8(small, calibration, tmp_path):
         precision="int8",
         calibration=calibration,
         batch=5,
-        photos=photos,
+        images=photos,
     )
     assert checks[1].images == 7
     assert {name: type(module) for name, module in small.module.named_modules()} == classes

@@ -14,7 +14,7 @@ import typer
 _log = logging.getLogger("vitkit")
 
 if TYPE_CHECKING:
-    from vitkit.exporters.parity import Check
+    from vitkit.exporters.parity import ParityCheck
 
 
 def print_json(body: Any) -> None:
@@ -127,7 +127,7 @@ def key_values(pairs: Sequence[str], flag: str) -> dict[str, str]:
     return values
 
 
-def print_checks(checks: list[Check]) -> None:
+def print_checks(checks: list[ParityCheck]) -> None:
     """Each parity check on a line, and the images that stand out."""
     for check in checks:
         typer.echo(str(check))

@@ -19,7 +19,7 @@ from vitkit.runtimes.files import check_writable, write_text
 
 if TYPE_CHECKING:
     from vitkit.bench import BenchReport
-    from vitkit.exporters.parity import Check
+    from vitkit.exporters.parity import ParityCheck
 
 _log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
@@ -129,7 +129,7 @@ class Made(NamedTuple):
     target: str
     precision: str
     size_bytes: int
-    parity: Check
+    parity: ParityCheck
     accuracy: float
 
 
@@ -226,7 +226,7 @@ def _engines(part: Part, run_path: Path, data: Path, out: Path, size: Size, prog
     _log.info("%s: %s %.1f on the validation images", run_path, part.metric_name, trained)
     source = Source(run.model, run.card)
     calibration = calibration_set(data / "train", size.calibration)
-    photos = sample_photos(data / part.val_images, size.compared)
+    images = sample_photos(data / part.val_images, size.compared)
     made = []
     for number, (target, precision) in enumerate(size.engines):
         progress(number, len(size.engines))
@@ -237,7 +237,7 @@ def _engines(part: Part, run_path: Path, data: Path, out: Path, size: Size, prog
         given = calibration if precision == "int8" else None
         try:
             artifact, checks = exporters.export(
-                source, path, target=target, precision=precision, calibration=given, photos=photos
+                source, path, target=target, precision=precision, calibration=given, images=images
             )
         except ExportFailed as error:
             # INT8 of a shortly trained model may lose too much; its float engine may not.
