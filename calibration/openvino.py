@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import openvino
 
 METHOD = (
-    "NNCF post-training quantisation: transformer scheme, performance preset, fast bias correction, weights in "
-    "half of their range"
+    "NNCF post-training quantisation: transformer scheme, performance preset, fast bias correction, "
+    "weights in half of their range"
 )
 
 

@@ -63,8 +63,8 @@ def check_images(
 ) -> ParityCheck:
     """The engine against the float network on named images, each prepared for either side.
 
-    Images are (H, W, 3) uint8 RGB. `decisions` are shares of changed decisions inside the network, see `decision_flips`. Raises BadArtifact
-    if the two have other outputs.
+    Images are (H, W, 3) uint8 RGB. `decisions` are shares of changed decisions inside the network, see
+    `decision_flips`. Raises BadArtifact if the two have other outputs.
     """
     module = task_module(engine.card.task, "parity")
     check: ParityCheck = module.check_images(engine, reference, images, decisions)

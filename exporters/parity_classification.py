@@ -71,7 +71,7 @@ class Flip(NamedTuple):
 
 
 class Deviation(NamedTuple):
-    """The mean absolute error of an output, over all images and of the worst image, and the limit of the mean.
+    """The mean absolute error of an output, of all images and of the worst one, and the limit of the mean.
 
     In the output's own units. Of sampling points it is the error of the last iteration, in input pixels.
     """

@@ -222,7 +222,9 @@ def test_impossible_requests_are_refused(request_, words, source, tmp_path):
 
 
 def test_a_missing_package_is_named_before_any_work(source, tmp_path, monkeypatch):
-    monkeypatch.setattr("vitkit.exporters.targets.find_spec", lambda name: None if name == "onnxscript" else object())
+    monkeypatch.setattr(
+        "vitkit.exporters.targets.find_spec", lambda name: None if name == "onnxscript" else object()
+    )
     with pytest.raises(MissingBackend, match="pip install 'vitkit\\[export\\]'"):
         exporters.export(source, tmp_path / "a", target="onnx", precision="fp32")
 

@@ -104,7 +104,7 @@ def test_a_tie_is_small_beside_the_best_class_too():
 
 
 def points_of(*errors, images=8):
-    """Outputs with sampling points of four iterations, and those of an engine off by so many pixels in each."""
+    """Sampling points of four iterations, and those of an engine off by so many pixels in each."""
     grid = np.random.default_rng(0).uniform(0, 64, (images, 4, 49, 2)).astype(np.float32)
     moved = grid + np.float32(errors)[None, :, None, None]
     want = logits(n=images)
@@ -134,7 +134,9 @@ def test_sampling_points_are_held_on_the_worst_image():
 def test_the_limit_of_points_is_a_share_of_their_distance():
     # 7 x 7 points in 64 pixels.
     want, got = points_of(0, 0, 0, 0)
-    assert parity_of(want, got, "int8").others["points"].limit == pytest.approx(LIMITS["int8"].points * 64 / 7)
+    assert parity_of(want, got, "int8").others["points"].limit == pytest.approx(
+        LIMITS["int8"].points * 64 / 7
+    )
 
 
 def test_each_limit_breaks_by_itself():

@@ -188,7 +188,9 @@ def test_a_package_for_another_version_is_refused(source, tmp_path, monkeypatch)
     _, here = runtime()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     other = next(version for version in DIALECTS if version != dialect_of(here.tensorrt))
-    exporters.export(source, tmp_path / "a", target="tensorrt", precision="fp32", options={"trt_version": other})
+    exporters.export(
+        source, tmp_path / "a", target="tensorrt", precision="fp32", options={"trt_version": other}
+    )
     with pytest.raises(DeviceError, match=f"package for TensorRT {other}, here is {here.tensorrt}"):
         open_engine(tmp_path / "a")
     with pytest.raises(BadRequest, match="threads is 2"):

@@ -522,7 +522,7 @@ def test_options_survive_the_way_to_a_device(one):
 
 
 def test_a_misspelt_option_is_refused_by_its_name():
-    with pytest.raises(BadRequest, match="no option 'pool_sise'; known are device, .*pool_size"):
+    with pytest.raises(BadRequest, match=r"no option 'pool_sise'; known are device, .*pool_size"):
         BenchOptions.from_json({**BenchOptions().to_json(), "pool_sise": 3})
     with pytest.raises(BadRequest, match="the seed is '7'"):
         BenchOptions.from_json({**BenchOptions().to_json(), "seed": "7"})
