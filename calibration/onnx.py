@@ -15,7 +15,7 @@ from vitkit.runtimes.card import ImageSpec
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-METHOD = "onnxruntime static Q/DQ: min-max, u8 activations, s8 weights per channel; Conv, MatMul, Gemm"
+METHOD = "onnxruntime static Q/DQ: min-max, u8 activations, 7-bit weights per channel; Conv, MatMul, Gemm"
 
 
 def quantize(
@@ -38,6 +38,8 @@ def quantize(
         image,
         exclude=[*float_nodes(names, float_modules), *products],
         activations="QUInt8",
+        # CPUs without VNNI add two products of u8 and s8 in 16 bits, which saturate if weights use all 8.
+        reduce_range=True,
         # What follows a product is float here (norms, GELU, residuals): a Q/DQ pair would only cost.
         options={"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]},
     )
@@ -50,13 +52,15 @@ def static_qdq(
     *,
     exclude: Sequence[str],
     activations: str,
+    reduce_range: bool,
     options: Mapping[str, Any],
 ) -> ModelProto:
     """Q/DQ pairs around Conv, MatMul and Gemm nodes, except those named in `exclude`.
 
     Ranges are the least and greatest values seen, weights signed with a scale for each channel.
-    `activations` is ONNX Runtime's name of their type, `options` are its extra options. `model` must not be
-    used afterwards: ONNX Runtime moves its weights into a file that is gone by then.
+    `activations` is ONNX Runtime's name of their type, `options` are its extra options; with `reduce_range`
+    weights use 7 bits. `model` must not be used afterwards: ONNX Runtime moves its weights into a file that
+    is gone by then.
     """
     import onnx
     from onnxruntime.quantization import (
@@ -89,6 +93,7 @@ def static_qdq(
                 per_channel=True,
                 activation_type=QuantType[activations],
                 weight_type=QuantType.QInt8,
+                reduce_range=reduce_range,
                 nodes_to_exclude=list(exclude),
                 calibrate_method=CalibrationMethod.MinMax,
                 extra_options=dict(options),

@@ -48,7 +48,13 @@ def quantize(
     ]
     exclude = {*float_nodes([node.name for node in model.graph.node], float_modules), *stacks}
     quantised = static_qdq(
-        model, calibration, image, exclude=sorted(exclude), activations="QInt8", options=_OPTIONS
+        model,
+        calibration,
+        image,
+        exclude=sorted(exclude),
+        activations="QInt8",
+        reduce_range=False,
+        options=_OPTIONS,
     )
     _unread(quantised, exclude)
     _raise_scales(quantised)

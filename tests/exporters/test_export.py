@@ -16,8 +16,9 @@ from conftest import lively
 import vitkit
 from vitkit import BadRequest, ExportFailed, MissingBackend, exporters
 from vitkit.exporters import onnx as onnx_exporter
-from vitkit.exporters.onnx import OPSETS, trace
+from vitkit.exporters.onnx import trace
 from vitkit.exporters.source import Source
+from vitkit.exporters.targets import OPSET
 from vitkit.models import build, run_card
 from vitkit.runtimes.card import CARD_FILE, read_card, sha256
 from vitkit.runtimes.image import generated_photos
@@ -71,7 +72,7 @@ def test_the_card_tells_how_and_no_place(artifact_of, photo_folder):
     assert b"/site-packages/" not in graph.SerializeToString()
 
 
-@pytest.mark.parametrize("opset", [OPSETS.start, 20, OPSETS.stop - 1])
+@pytest.mark.parametrize("opset", [OPSET.choices[0], 20, OPSET.choices[-1]])
 def test_opsets_are_what_was_asked_for(opset, source):
     image = replace(source.card.image, layout="NHWC", dtype="uint8")
     graph = trace(source, image=image, batch=1, opset=opset)

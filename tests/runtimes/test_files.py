@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from vitkit.exporters import _runnable
+from vitkit.exporters.verify import _runnable
 from vitkit.runtimes import BadArtifact, BadRequest, open_engine
 from vitkit.runtimes.card import read_card, write_card
 from vitkit.runtimes.files import _temporary_folder, atomic_folder, user_folder
