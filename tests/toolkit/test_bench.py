@@ -481,7 +481,7 @@ def test_artifacts_of_the_same_name_are_told_apart(tmp_path):
         ({"scopes": ["engine", "app"]}, "known are engine, image"),
         ({"scopes": []}, "the scopes are none"),
         ({"scopes": "engine"}, "the scopes are 'engine'"),
-        ({"scopes": ["engine", "engine"]}, "once each"),
+        ({"scopes": ["engine", "engine"]}, "each once"),
         ({"threads": 0}, "threads is 0"),
         ({"threads": "2"}, "threads is '2'"),
         ({"device": 0}, "the device is 0"),

@@ -107,7 +107,7 @@ def assert_equal_runs(one: Path, two: Path) -> None:
     [
         ("one class", ("holds the class 'dark' alone", "train/CLASS/")),
         ("empty class", ("hold no image", "grey", "rmdir")),
-        ("other suffix", ("hold no image", "grey", ".jpg .png")),
+        ("other suffix", ("hold no image", "grey", ".jpg", ".png")),
         ("no val", ("val is missing", "measured on")),
         ("val images", ("1 of 10 validation images cannot be read, over 1%", "val/dark/0.png")),
     ],
@@ -117,7 +117,7 @@ def test_image_folders_that_cannot_be_trained_on_are_refused_before_training(vit
     if fault in ("empty class", "other suffix"):
         (folder / "train" / "grey").mkdir()
     if fault == "other suffix":
-        Image.new("RGB", (8, 8)).save(folder / "train" / "grey" / "a.gif")
+        Image.new("RGB", (8, 8)).save(folder / "train" / "grey" / "a.pdf")
     if fault == "no val":
         shutil.rmtree(folder / "val")
     if fault == "val images":
