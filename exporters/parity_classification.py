@@ -51,7 +51,7 @@ LIMITS = {
     "fp32": ClassificationLimits(1e-3, 0.99999, 0.0, 0.02, 1e-3, 1e-3),
     "fp16": ClassificationLimits(0.02, 0.9995, 0.01, 0.03, 0.01, 0.01),
     "bf16": ClassificationLimits(0.15, 0.99, 0.03, 0.08, 0.05, 0.03),
-    "int8": ClassificationLimits(0.25, 0.96, 0.1, 0.15, 0.1, 0.03),
+    "int8": ClassificationLimits(0.25, 0.96, 0.1, 0.15, 0.1, 0.05),
 }
 WORST = 4
 

@@ -27,8 +27,9 @@ class TargetOption(NamedTuple):
     def check(self, value: object) -> None:
         """Raises BadRequest for a value that is none of the choices."""
         if not any(value == choice and type(value) is type(choice) for choice in self.choices):
-            *others, last = map(str, self.choices)
-            raise BadRequest(f"{self.flag} is {value!r}; it must be {', '.join(others)} or {last}")
+            raise BadRequest(
+                f"{self.flag} is {value!r}; it must be one of {', '.join(map(str, self.choices))}"
+            )
 
 
 # Torch's exporter writes 18 and later natively; asked for less it may silently write 18. From 20 on GELU is

@@ -46,6 +46,7 @@ VENDOR_FILES = {
         "exporters/onnx.py",
         "exporters/half.py",
         "exporters/graph.py",
+        "exporters/openvino.py",
         "exporters/tensorrt.py",
         "exporters/tensorrt_graph.py",
         "exporters/tensorrt_rules.py",
@@ -294,7 +295,7 @@ def test_the_wheel_holds_every_module_and_is_small(tmp_path):
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run([*command, "--wheel-dir", str(tmp_path), str(ROOT)], check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
-    assert wheel.stat().st_size < 400_000
+    assert wheel.stat().st_size < 450_000
     inside = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("vitkit/")}
     expected = set()
     for path in sources():

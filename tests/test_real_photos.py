@@ -15,7 +15,7 @@ from vitkit.calibration.dataset import calibration_set
 from vitkit.exporters.source import Source
 from vitkit.models import build, run_card
 from vitkit.runtimes import ImageSpec
-from vitkit.runtimes.image import read_image, resize_and_crop, sample_photos
+from vitkit.runtimes.image import _SMALL, read_image, resize_and_crop, sample_photos
 from vitkit.runtimes.listing import find_images
 
 
@@ -29,7 +29,10 @@ def test_preparation_equals_torchvision_on_every_photo(real_photos):
     for path in files[::6]:
         photo = read_image(path)
         expected = np.asarray(steps(Image.fromarray(photo)))
-        assert np.array_equal(resize_and_crop(photo, ImageSpec((224, 224))), expected)
+        found = resize_and_crop(photo, ImageSpec((224, 224)))
+        # Of large frames only what the crop keeps is resized, which may round otherwise.
+        large = photo.shape[0] * photo.shape[1] > _SMALL
+        assert np.abs(found.astype(int) - expected).max() <= int(large), path
 
 
 # TFLite's converter takes half a minute for it.

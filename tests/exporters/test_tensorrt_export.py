@@ -219,7 +219,7 @@ def test_the_float_policy_reaches_the_builder(package, converted):
 
 def test_a_package_says_that_it_is_one(package):
     folder, checks = package
-    assert [check.name for check in checks] == ["golden", "photos"]
+    assert [check.name for check in checks] == ["golden", "images"]
     artifact = read_artifact(folder)
     assert (artifact.card.target, artifact.card.engine) == ("tensorrt", "model.onnx")
     assert read_built(artifact) is None
@@ -241,11 +241,11 @@ def test_a_second_graph_has_the_same_bytes(package, converted):
 @pytest.mark.parametrize(
     ("request_", "words"),
     [
-        ({"target": "tensorrt", "trt_version": "9"}, "8.5, 8.6, 10, 11"),
-        ({"target": "tensorrt", "opset": 18}, "--trt-version"),
+        ({"target": "tensorrt", "options": {"trt_version": "9"}}, "8.5, 8.6, 10, 11"),
+        ({"target": "tensorrt", "options": {"opset": 18}}, "tensorrt has --trt-version"),
         ({"target": "tensorrt", "batch": None}, "--batch N"),
         ({"target": "tensorrt", "precision": "bf16"}, "use fp16"),
-        ({"target": "onnx", "trt_version": "10"}, "not for onnx"),
+        ({"target": "onnx", "options": {"trt_version": "10"}}, "not of onnx"),
     ],
 )
 def test_impossible_packages_are_refused(request_, words, source, tmp_path):

@@ -70,7 +70,7 @@ def package(exported):
 
 def test_an_export_says_that_nothing_is_built(exported):
     folder, result = exported
-    assert "nothing is built yet" in result.stderr
+    assert "not built yet" in result.stderr
     assert f"vitkit build {folder}" in " ".join(result.stderr.split())
     assert "golden: 4 images" in result.stdout
     card = read_card(folder)
