@@ -8,8 +8,9 @@ BIN := .venv/bin
 demo: $(if $(findstring full,$(DEMO)),.venv/installed,.venv/exporting)
 	$(BIN)/vitkit demo demo $(DEMO)
 
+# On two cores; a file's tests stay together, since they share what they make.
 test: lint types
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/installed
 	$(BIN)/ruff check .

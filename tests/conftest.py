@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 import numpy as np
@@ -159,25 +160,24 @@ def calibration(photo_folder):
 
 @pytest.fixture(scope="session")
 def artifact_of(source, calibration, photo_folder, tmp_path_factory):
-    """Artifacts of the nano run by (target, precision), made once."""
+    """Artifacts of the nano run by (target, precision), made once, whatever the number of test processes."""
+    from filelock import FileLock
+
     from vitkit import exporters
 
-    made: dict[tuple[str, str], Path] = {}
-    folder = tmp_path_factory.mktemp("artifacts")
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "artifacts"
+    folder.mkdir(exist_ok=True)
 
     def get(target: str, precision: str) -> Path:
-        if (target, precision) not in made:
-            if precision == "bf16":
-                skip_without_bf16()
-            exporters.export(
-                source,
-                folder / f"{target}-{precision}",
-                target=target,
-                precision=precision,
-                calibration=calibration if precision == "int8" else None,
-            )
-            made[target, precision] = folder / f"{target}-{precision}"
-        return made[target, precision]
+        if precision == "bf16":
+            skip_without_bf16()
+        path = folder / f"{target}-{precision}"
+        with FileLock(f"{path}.lock"):
+            if not path.exists():
+                given = calibration if precision == "int8" else None
+                exporters.export(source, path, target=target, precision=precision, calibration=given)
+        return path
 
     return get
 
