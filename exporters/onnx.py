@@ -61,7 +61,7 @@ def export(
 
 
 def write_twin(artifact: Artifact, folder: Path, shapes: Mapping[str, tuple[int | None, ...]]) -> None:
-    """Write the engine into `folder` with the whole numbers that the named nodes compute as outputs too."""
+    """Write the engine into `folder` with the integers that the named nodes compute as outputs too."""
     import onnx
 
     model = onnx.load(artifact.engine_path)

@@ -95,7 +95,7 @@ def _untie_transposed(model: openvino.Model) -> None:
 
 
 def write_twin(artifact: Artifact, folder: Path, shapes: Mapping[str, tuple[int | None, ...]]) -> None:
-    """Write the engine into `folder` with the whole numbers that the named nodes compute as outputs too."""
+    """Write the engine into `folder` with the integers that the named nodes compute as outputs too."""
     import openvino
 
     model = openvino.Core().read_model(artifact.engine_path)

@@ -117,7 +117,7 @@ def check_rules(model: ModelProto, version: str) -> None:
 
 
 def write_twin(artifact: Artifact, folder: Path, shapes: Mapping[str, tuple[int | None, ...]]) -> None:
-    """Write the artifact into `folder` with the whole numbers that the named nodes compute as outputs too.
+    """Write the artifact into `folder` with the integers that the named nodes compute as outputs too.
 
     Of a built one the engine is built anew, since an engine returns nothing else than it was built for.
     """

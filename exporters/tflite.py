@@ -73,7 +73,7 @@ def export(
 
 
 def write_twin(artifact: Artifact, folder: Path, shapes: Mapping[str, tuple[int | None, ...]]) -> None:
-    """Write the engine into `folder` with the whole numbers of the named operators as outputs too."""
+    """Write the engine into `folder` with the integers of the named operators as outputs too."""
     from ai_edge_litert import schema_py_generated as schema
 
     model = read_model(artifact.engine_path.read_bytes())

@@ -217,6 +217,6 @@ def _drop_unused(model: Any) -> None:
 
 
 def _values(model: Any, place: int) -> tuple[int, ...] | None:
-    """The whole numbers of a constant; None where it is computed."""
+    """The integers of a constant; None if it is computed."""
     data = model.buffers[model.subgraphs[0].tensors[place].buffer].data
     return None if data is None else tuple(np.frombuffer(data, np.int32).tolist())

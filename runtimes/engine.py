@@ -85,7 +85,7 @@ _NO_COPY = "an open engine cannot be pickled or copied; pass on its folder and c
 class Runtime(NamedTuple):
     """Where the session of a target lives: module, vendor package, extra.
 
-    `device` is the one it takes unasked; with `sole` it has no other. `substitute` is a package that may
+    `device` is the one it takes by default; with `sole` it has no other. `substitute` is a package that may
     stand in for the vendor's.
     """
 
@@ -374,7 +374,7 @@ class Engine(Generic[Result_co]):
 def check_threads(threads: int | None) -> None:
     """Raises BadRequest for a number of threads that no machine has."""
     if threads is not None and (type(threads) is not int or not 1 <= threads <= MAX_THREADS):
-        raise BadRequest(f"threads is {threads!r}; it must be a whole number from 1 to {MAX_THREADS}")
+        raise BadRequest(f"threads is {threads!r}; it must be an integer from 1 to {MAX_THREADS}")
 
 
 @overload

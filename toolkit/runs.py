@@ -1,4 +1,4 @@
-"""Runs: the folder that a training or an import leaves, safetensors and JSON only."""
+"""Runs: the folder that a training run or an import leaves, safetensors and JSON only."""
 
 from __future__ import annotations
 

@@ -196,7 +196,7 @@ class PanopticQuality:
     def merge(self, add: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> None:
         """Take the sum of several processes' counts for this process's; `add` adds an array up over them."""
         counts = [self._tp, self._fp, self._fn, self._true, self._predicted, self._both]
-        # Whole numbers of that size are exact in float64.
+        # Integers of that size are exact in float64.
         summed = add(np.stack([*counts, self._iou, np.full_like(self._iou, self._images)]))
         for count, total in zip(counts, summed, strict=False):
             count[:] = total.round()
