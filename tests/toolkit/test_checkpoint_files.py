@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import collections
+import datetime
 import gzip
 import io
 import json
@@ -154,7 +156,9 @@ def test_two_networks_in_one_file_are_not_mixed(tmp_path):
     [
         np.float64(81.3), np.float32(1), np.int64(3), np.bool_(True), np.arange(3), np.dtype("f4"),
         np.array(["a", None], object), Path("runs/1"), {"rng": np.random.get_state()}, [np.float64(1)],
-        np.random.default_rng(0),
+        np.random.default_rng(0), datetime.datetime(2026, 1, 2), types.SimpleNamespace(lr=0.1),
+        collections.defaultdict(list, {"loss": [1.0]}), collections.deque([1.0, 2.0], 5),
+        collections.OrderedDict(a=np.float32(1)),
     ],
     ids=str,
 )  # fmt: skip

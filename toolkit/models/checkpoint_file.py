@@ -22,9 +22,10 @@ from vitkit.runtimes.reading import open_file
 _HEAD = 4096
 # What trainers store beside weights, by the modules that it comes from.
 _BESIDE = re.compile(
-    r"(numpy|argparse|pathlib|omegaconf|mmengine|mmcv|lightning|pytorch_lightning|lightning_fabric|fvcore)\..*"
-    # mmengine's loggers are stored with their methods.
-    r"|getattr"
+    r"(numpy|argparse|pathlib|datetime|omegaconf|mmengine|mmcv|lightning|pytorch_lightning|lightning_fabric"
+    r"|fvcore)\..*|types\.SimpleNamespace|collections\.(defaultdict|deque)"
+    # What a defaultdict makes; mmengine's loggers are stored with their methods.
+    r"|list|dict|int|float|tuple|str|getattr"
 )
 _MAX_KINDS = 100
 _WEIGHT_FILES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".tar")
@@ -71,6 +72,26 @@ class Placeholder:
 
     def __setstate__(self, state: object) -> None:
         pass
+
+
+class _Dictionary(Placeholder):
+    """As Placeholder, for kinds of dictionary: torch fills none but plain ones."""
+
+    def __new__(cls, *args: object, **options: object) -> Any:
+        return {}
+
+
+class _List(Placeholder):
+    """As Placeholder, for kinds of list."""
+
+    def __new__(cls, *args: object, **options: object) -> Any:
+        return []
+
+
+def _stand_in(name: str) -> type[Placeholder]:
+    return {"defaultdict": _Dictionary, "AttributeDict": _Dictionary, "deque": _List}.get(
+        name.rpartition(".")[2], Placeholder
+    )
 
 
 def read_body(path: Path) -> Any:
@@ -249,7 +270,7 @@ def _read_torch(path: Path) -> Any:
             # By its name alone, so that the package need not be there and is not imported. torch leaves out
             # the `builtins.` of a name.
             name = wanted[1] if "." in wanted[1] else f"builtins.{wanted[1]}"
-            stand_ins.append((Placeholder, name))
+            stand_ins.append((_stand_in(name), name))
         # Damaged files surface as RuntimeError, EOFError, KeyError, ValueError, UnicodeDecodeError and more.
         except Exception as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]
