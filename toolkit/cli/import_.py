@@ -21,7 +21,10 @@ def import_(
     model: Annotated[
         str, typer.Option("--model", help="Model that the weights belong to (see: vitkit models).")
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Run folder to write.")],
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--out", "-o", help="Run folder to write (runs/MODEL, if it does not exist)."),
+    ] = None,
     option: OptionPairs = None,
     weights: Annotated[
         Optional[str],  # noqa: UP045
@@ -56,10 +59,11 @@ def import_(
     from vitkit.runtimes.card import sha256
     from vitkit.runtimes.files import check_output_folder
 
-    check_output_folder(out, inputs=[file, categories] if categories else [file])
     kind = _kind(weights)
     options = key_values(option or [], "--option")
     config = configure(model, options)
+    folder = out or _default_folder(model)
+    check_output_folder(folder, inputs=[file, categories] if categories else [file])
     card = run_card(model, config)
     # Panoptic networks tell things from stuff, and COCO's lists of categories say which are things.
     has_things = "things" in card.decode
@@ -82,8 +86,18 @@ def import_(
     if has_things and card.labels[0] == "0":
         say("classes go by their numbers and are all taken for things; --categories FILE names them")
     card = replace(card, provenance={**card.provenance, "weights": source})
-    save_run(out, imported.model, card, {"model": model, "options": asdict(config)})
-    say(f"{out}: {model} with the weights of {file.name}")
+    save_run(folder, imported.model, card, {"model": model, "options": asdict(config)})
+    say(f"{folder}: {model} with the weights of {file.name}")
+
+
+def _default_folder(model: str) -> Path:
+    """The folder under runs/; only a folder that the user names may replace a run."""
+    from vitkit.runtimes.errors import BadRequest
+
+    folder = Path("runs") / model
+    if folder.exists():
+        raise BadRequest(f"{folder} exists already; name the run's folder, with: -o FOLDER")
+    return folder
 
 
 def _kind(text: str | None) -> Kind | None:
