@@ -1,5 +1,6 @@
 """Turning a model into a verified artifact."""
 
+import vitkit.calibration.openmp  # noqa: F401  (before torch)
 from vitkit.exporters.export import export
 from vitkit.exporters.parity import ParityCheck
 from vitkit.exporters.source import Reference, Source

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import vitkit.calibration.openmp  # noqa: F401  (before torch)
 from vitkit.runtimes.card import ModelCard, check_files, read_card, sha256, write_card
 from vitkit.runtimes.errors import BadArtifact, BadRequest
 from vitkit.runtimes.files import atomic_folder

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import vitkit.calibration.openmp  # noqa: F401  (before torch)
+
+# isort: split
 import torch
 
 try:

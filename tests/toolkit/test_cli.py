@@ -134,6 +134,19 @@ def test_every_command_has_help():
         assert len(vitkit(command, "--help")[0]) > 200
 
 
+def test_runs_have_a_default_folder_that_replaces_nothing(tmp_path, run_folder, shapes):
+    torch.save(theirs(load_run(run_folder).model), tmp_path / "weights.pth")
+    arguments = ("import", "weights.pth", "--format", "psvit", "--model", "ps_vit_nano")
+    assert "runs/ps_vit_nano" in vitkit(*arguments, cwd=tmp_path)[1]
+    before = (tmp_path / "runs/ps_vit_nano/model.safetensors").stat()
+    assert "runs/ps_vit_nano exists already" in vitkit(*arguments, code=2, cwd=tmp_path)[1]
+    assert (tmp_path / "runs/ps_vit_nano/model.safetensors").stat() == before
+    arguments = ("train", "ps_vit_nano_demo", "--data", shapes, "--epochs", 1)
+    assert "runs/ps_vit_nano_demo" in vitkit(*arguments, cwd=tmp_path)[1]
+    assert load_run(tmp_path / "runs/ps_vit_nano_demo").card.task == "classification"
+    assert "runs/ps_vit_nano_demo is not empty" in vitkit(*arguments, code=2, cwd=tmp_path)[1]
+
+
 def test_import_export_verify_predict(tmp_path, run_folder, photo_folder):
     run = load_run(run_folder)
     torch.save({"state_dict": theirs(run.model)}, tmp_path / "weights.pth")

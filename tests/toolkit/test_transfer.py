@@ -79,7 +79,7 @@ def test_panoptic_heads_are_left_fresh_alone():
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     path = Path(__file__)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vitkit.train.transfer.read_tensors", lambda _: teacher.state_dict())
+        patch.setattr("vitkit.train.transfer.read_tensors", lambda *_: teacher.state_dict())
         fresh = initialise(network, path)
     assert fresh
     assert all("class_head" in name for name in fresh)

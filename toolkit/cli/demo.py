@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vitkit.cli.show import is_quiet, say, share_the_machine
+from vitkit.cli.show import is_quiet, say
 
 if TYPE_CHECKING:
     from vitkit.demo.plan import Plan
@@ -39,7 +39,6 @@ def demo(
 
     if quick and full:
         raise BadRequest("--quick and --full exclude each other; use one of them")
-    share_the_machine()
     say("loading torch ...")
     from vitkit.demo import run_demo
 

@@ -12,6 +12,7 @@ from vitkit.cli.show import key_values, say
 
 if TYPE_CHECKING:
     from vitkit.models import Labels
+    from vitkit.models.state import Kind
 
 
 def import_(
@@ -20,8 +21,19 @@ def import_(
     model: Annotated[
         str, typer.Option("--model", help="Model that the weights belong to (see: vitkit models).")
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Run folder to write.")],
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--out", "-o", help="Run folder to write (runs/MODEL, if it does not exist)."),
+    ] = None,
     option: OptionPairs = None,
+    weights: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--weights",
+            help="Which weights to take of a checkpoint that holds both: plain, as they were trained (unless "
+            "there are none), or ema, their moving average.",
+        ),
+    ] = None,
     reset_head: Annotated[
         bool, typer.Option("--reset-head", help="Leave out the class heads; the model's start fresh.")
     ] = False,
@@ -47,26 +59,57 @@ def import_(
     from vitkit.runtimes.card import sha256
     from vitkit.runtimes.files import check_output_folder
 
-    check_output_folder(out, inputs=[file, categories] if categories else [file])
+    kind = _kind(weights)
     options = key_values(option or [], "--option")
     config = configure(model, options)
+    folder = out or _default_folder(model)
+    check_output_folder(folder, inputs=[file, categories] if categories else [file])
     card = run_card(model, config)
     # Panoptic networks tell things from stuff, and COCO's lists of categories say which are things.
     has_things = "things" in card.decode
     labels = _labels(has_things, config.num_classes, categories)
-    imported = load_checkpoint(file, format, model, options, reset_head=reset_head)
+    imported = load_checkpoint(file, format, model, options, reset_head=reset_head, kind=kind)
     card = run_card(model, config, labels)
-    weights = {"imported": file.name, "format": format, "sha256": sha256(file)}
+    if len(imported.kinds) > 1:
+        say(
+            f"{file.name} holds plain weights and their moving average (EMA); these are the {imported.kind} "
+            f"ones: --weights {' or '.join(imported.kinds)} chooses"
+        )
+    source = {"imported": file.name, "format": format, "sha256": sha256(file)}
+    if len(imported.kinds) > 1 or imported.kind != "plain":
+        source["kind"] = imported.kind
     if imported.reset:
-        weights["reset"] = ", ".join(imported.reset)
-        say(f"left fresh, for {config.num_classes} classes: {weights['reset']}")
+        source["reset"] = ", ".join(imported.reset)
+        say(f"left fresh, for {config.num_classes} classes: {source['reset']}")
     if imported.ignored:
         say(f"left out: {len(imported.ignored)} tensors that only training needs")
     if has_things and card.labels[0] == "0":
         say("classes go by their numbers and are all taken for things; --categories FILE names them")
-    card = replace(card, provenance={**card.provenance, "weights": weights})
-    save_run(out, imported.model, card, {"model": model, "options": asdict(config)})
-    say(f"{out}: {model} with the weights of {file.name}")
+    card = replace(card, provenance={**card.provenance, "weights": source})
+    save_run(folder, imported.model, card, {"model": model, "options": asdict(config)})
+    say(f"{folder}: {model} with the weights of {file.name}")
+
+
+def _default_folder(model: str) -> Path:
+    """The folder under runs/; only a folder that the user names may replace a run."""
+    from vitkit.runtimes.errors import BadRequest
+
+    folder = Path("runs") / model
+    if folder.exists():
+        raise BadRequest(f"{folder} exists already; name the run's folder, with: -o FOLDER")
+    return folder
+
+
+def _kind(text: str | None) -> Kind | None:
+    from vitkit.models.state import KINDS
+    from vitkit.runtimes.errors import BadRequest
+
+    for kind in KINDS:
+        if text == kind:
+            return kind
+    if text is not None:
+        raise BadRequest(f"--weights {text!r} is neither {' nor '.join(KINDS)}")
+    return None
 
 
 def _labels(has_things: bool, classes: int, categories: Path | None) -> Labels | None:

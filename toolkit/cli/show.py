@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -133,11 +132,3 @@ def print_checks(checks: list[ParityCheck]) -> None:
         typer.echo(str(check))
         for line in check.details():
             typer.echo(f"  {line}")
-
-
-def share_the_machine() -> None:
-    """Let torch's idle threads spin less: beside another busy process that slows training many times.
-
-    OpenMP reads this once, when torch is imported.
-    """
-    os.environ.setdefault("GOMP_SPINCOUNT", "30000")

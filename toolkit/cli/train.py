@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from vitkit.cli.show import is_quiet, key_values, share_the_machine
+from vitkit.cli.show import is_quiet, key_values
 
 
 def train(
@@ -19,7 +19,10 @@ def train(
             help="Folder with train/CLASS and val/CLASS, or COCO's panoptic layout; folder or URL of shards.",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Run folder to write.")],
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--out", "-o", help="Run folder to write, which must not exist (runs/RECIPE)."),
+    ] = None,
     epochs: Annotated[Optional[int], typer.Option(help="Epochs instead of the recipe's.")] = None,  # noqa: UP045
     set: Annotated[
         Optional[list[str]],  # noqa: UP045
@@ -43,7 +46,6 @@ def train(
     Classifiers take image folders; panoptic models COCO's layout: annotations/panoptic_train*.json with PNGs
     and train*/, and the same for val* (without one, PQ is that of the training images).
     """
-    share_the_machine()
     from vitkit.train import override, recipe_named
     from vitkit.train import train as run_training
 
@@ -51,6 +53,7 @@ def train(
     if epochs is not None:
         changes["epochs"] = str(epochs)
     config = override(recipe_named(recipe), changes)
+    folder = out or Path("runs") / recipe
     run_training(
-        config, data, out, resume=resume, progress=not is_quiet(), init=init, backbone=backbone_weights
+        config, data, folder, resume=resume, progress=not is_quiet(), init=init, backbone=backbone_weights
     )

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import vitkit.calibration.openmp  # noqa: F401  (before torch)
 from vitkit.demo.plan import Plan
 from vitkit.demo.training import Training, is_trained, train_side_by_side
 from vitkit.evaluate import evaluate, open_network

@@ -5,6 +5,7 @@
 `vitkit.runtimes.tasks` name them.
 """
 
+import vitkit.calibration.openmp  # noqa: F401  (before torch)
 from vitkit.evaluate.classes import class_indices
 from vitkit.evaluate.network import Network, evaluate, open_network
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
+import vitkit.calibration.openmp  # noqa: F401  (before torch)
 from vitkit.models.families import FAMILIES, family_of
 from vitkit.models.family import Family, Labels, Model, ModelConfig
 from vitkit.models.ps_vit import PSViTConfig

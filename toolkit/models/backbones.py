@@ -127,10 +127,8 @@ def load_backbone(network: MobileNetV3 | ResNet, tensors: Mapping[str, Tensor], 
     Raises BadInput naming what is missing, misshapen or no weight.
     """
     own = network.state_dict()
-    names = {key: key for key in own}
-    # Both libraries name ResNet's tensors alike.
-    if isinstance(network, MobileNetV3) and "features.0.0.weight" in tensors:
-        names = _torchvision_names(network, own)
+    # Of timm's names and torchvision's, those that the file has more of.
+    names = max(library_names(network), key=lambda names: len(tensors.keys() & names.values()))
     problems = []
     for key, name in names.items():
         if name not in tensors:
@@ -144,6 +142,14 @@ def load_backbone(network: MobileNetV3 | ResNet, tensors: Mapping[str, Tensor], 
     if problems:
         raise BadInput(f"{where} does not hold this backbone's weights: {summarise(problems)}")
     network.load_state_dict({key: tensors.get(name, own[key]) for key, name in names.items()})
+
+
+def library_names(network: MobileNetV3 | ResNet) -> list[dict[str, str]]:
+    """Our tensor names -> timm's, and -> torchvision's if these differ; both have ImageNet weights."""
+    ours = network.state_dict()
+    names = [{key: key for key in ours}]
+    # Both libraries name ResNet's tensors alike.
+    return [*names, _torchvision_names(network, ours)] if isinstance(network, MobileNetV3) else names
 
 
 def _torchvision_names(network: MobileNetV3, keys: Mapping[str, Any]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitkit.models import FAMILIES, Model, ModelConfig, build, configure, family_of
 from vitkit.models.family import Layout, Place
-from vitkit.models.state import read_tensors, summarise, weight_problem
+from vitkit.models.state import Kind, read_weights, summarise, weight_problem
 from vitkit.runtimes.errors import BadInput, BadRequest
 
 if TYPE_CHECKING:
@@ -23,34 +23,45 @@ class Imported(NamedTuple):
     """A model with the weights of a checkpoint, in eval mode.
 
     `reset` are the model's layers that were left fresh, `ignored` the checkpoint's tensors that only
-    training needs.
+    training needs. `kind` are the weights that were taken of the `kinds` that the checkpoint holds.
     """
 
     model: Model
     reset: tuple[str, ...]
     ignored: tuple[str, ...]
+    kind: Kind
+    kinds: tuple[Kind, ...]
 
 
 def load_checkpoint(
-    path: Path, layout: str, name: str, options: Mapping[str, Any], *, reset_head: bool = False
+    path: Path,
+    layout: str,
+    name: str,
+    options: Mapping[str, Any],
+    *,
+    reset_head: bool = False,
+    kind: Kind | None = None,
 ) -> Imported:
     """The model `name` with the weights of a checkpoint in a layout of its family.
 
     `reset_head` leaves the layers that depend on the number of classes as they are made, the same every
-    time. Raises BadRequest for a bad layout, model or option; BadInput for weights of another number of
-    classes, and naming every tensor that is missing, extra, misshapen, no weight, or differs between the
-    places in which the layout repeats it.
+    time. `kind` chooses between plain weights and their moving average, see `read_weights`. Raises
+    BadRequest for a bad layout, model or option; BadInput for weights of another number of classes, and
+    naming every tensor that is missing, extra, misshapen, no weight, or differs between the places in which
+    the layout repeats it.
     """
     import torch
 
     config = configure(name, options)
     theirs = _layout(layout, name, config)
-    tensors = read_tensors(path)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = build(name, **options)
     state = model.state_dict()
     places = {key: theirs.place(config, key, tuple(tensor.shape)) for key, tensor in state.items()}
+    expected = {source for place in places.values() for source in place.names}
+    weights = read_weights(path, kind, expected)
+    tensors = weights.tensors
     heads = {key: place for key, place in places.items() if re.fullmatch(theirs.heads, key)}
     problems = [] if reset_head else _class_problems(tensors, heads.values(), theirs, config.num_classes)
     if reset_head or problems:
@@ -68,7 +79,7 @@ def load_checkpoint(
             if found is not None:
                 state[key].copy_(found.T if place.flipped else found.reshape(state[key].shape))
     reset = dict.fromkeys(key.rpartition(".")[0] for key in heads) if reset_head else ()
-    return Imported(model.eval(), tuple(reset), ignored)
+    return Imported(model.eval(), tuple(reset), ignored, weights.kind, weights.kinds)
 
 
 def _layout(layout: str, name: str, config: ModelConfig) -> Layout:

@@ -73,7 +73,7 @@ def _from_timm(text: str, classes: int) -> tuple[nn.Module, ImageSpec]:
     ):
         network = timm.create_model(name, pretrained=not file, **({"num_classes": classes} if file else {}))
         if file:
-            network.load_state_dict(read_tensors(Path(file)))
+            network.load_state_dict(read_tensors(Path(file), network.state_dict()))
     if network.num_classes != classes:
         raise BadRequest(
             f"the teacher timm:{name} knows {network.num_classes} classes, the data has {classes}; name the "

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from vitkit.models import Model
-from vitkit.models.backbones import load_backbone
+from vitkit.models.backbones import library_names, load_backbone
 from vitkit.models.remax import ReMaX
 from vitkit.models.state import read_tensors, summarise
 from vitkit.runs import load_run
@@ -24,8 +24,8 @@ def initialise(network: Model, source: Path) -> list[str]:
     their tensors' names are returned. Another input size or number of PS-ViT's points needs no change of
     weights. Raises BadInput where anything else differs, and what reading raises.
     """
-    tensors = load_run(source).model.state_dict() if source.is_dir() else read_tensors(source)
     own = network.state_dict()
+    tensors = load_run(source).model.state_dict() if source.is_dir() else read_tensors(source, own)
     fresh = [name for name, tensor in own.items() if name in tensors and _per_class(tensor, tensors[name])]
     problems = [f"missing {name}" for name in own if name not in tensors]
     problems += [f"unknown {name}" for name in tensors if name not in own]
@@ -90,5 +90,6 @@ def fill_backbone(network: Model, source: str) -> None:
         with from_timm(f"the weights of {name} cannot be downloaded", "Name a file: --backbone-weights FILE"):
             tensors = dict(timm.create_model(name, pretrained=True).state_dict())
     else:
-        tensors = read_tensors(Path(source))
+        known = {name for names in library_names(network.backbone) for name in names.values()}
+        tensors = read_tensors(Path(source), known)
     load_backbone(network.backbone, tensors, source)
