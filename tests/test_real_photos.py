@@ -38,7 +38,8 @@ def test_preparation_equals_torchvision_on_every_photo(real_photos):
 # TFLite's converter takes half a minute for it.
 @pytest.mark.parametrize("target", ["onnx", "openvino"])
 def test_ti_share_in_int8_on_photographs(target, real_photos, tmp_path):
-    model = lively(build("ps_vit_ti_14_share"))
+    # Of a thousand classes an untrained network puts many alike, and any INT8 flips some.
+    model = lively(build("ps_vit_ti_14_share", num_classes=10))
     source = Source(model, run_card("ps_vit_ti_14_share", model.config))
     calibration = calibration_set(real_photos, 32)
     photos = sample_photos(real_photos, 48)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -184,7 +185,8 @@ def test_an_interrupted_export_leaves_what_was_there(source, artifact_of, tmp_pa
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vitkit.exporters.export.write_golden", interrupt)
+    # By its module: the package shows the function of that name.
+    monkeypatch.setattr(import_module("vitkit.exporters.export"), "write_golden", interrupt)
     with pytest.raises(KeyboardInterrupt):
         exporters.export(source, tmp_path / "a", target="onnx", precision="fp32", batch=2)
     assert {path.name: sha256(path) for path in (tmp_path / "a").iterdir()} == before
