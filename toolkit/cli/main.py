@@ -13,7 +13,6 @@ from typing import Annotated, Any
 
 import typer
 
-import vitkit.calibration.openmp  # noqa: F401  (before torch)
 from vitkit.cli.bench import bench
 from vitkit.cli.build import build
 from vitkit.cli.data import data

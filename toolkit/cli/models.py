@@ -14,6 +14,9 @@ def models(json: JsonFlag = False) -> None:
     Parameters are the trainable ones of the network that is deployed; MACs are those of convolutions,
     linear layers and matrix products, for one image. Top-1 is on ImageNet, PQ on COCO.
     """
+    import vitkit.calibration.openmp  # noqa: F401  (before torch)
+
+    # isort: split
     import torch
 
     from vitkit.models import MODELS, build, count_macs, count_parameters
