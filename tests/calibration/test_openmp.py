@@ -87,8 +87,7 @@ COMMANDS = {
     "train": "ps_vit_nano_demo --data DATA",
     "import": "DATA/x.pth --format psvit --model ps_vit_nano",
     "export": "ps_vit_nano --untrained --target onnx -o DATA/a",
-    "evaluate": "RUN DATA",
-    "demo": "DATA/demo",
+    "evaluate": "RUN --data DATA",
 }
 
 

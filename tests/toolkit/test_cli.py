@@ -142,7 +142,7 @@ def test_runs_have_a_default_folder_that_replaces_nothing(tmp_path, run_folder, 
     assert "runs/ps_vit_nano exists already" in vitkit(*arguments, code=2, cwd=tmp_path)[1]
     assert (tmp_path / "runs/ps_vit_nano/model.safetensors").stat() == before
     arguments = ("train", "ps_vit_nano_demo", "--data", shapes, "--epochs", 1)
-    assert "runs/ps_vit_nano_demo" in vitkit(*arguments, cwd=tmp_path)[1]
+    assert "the run goes to runs/ps_vit_nano_demo" in "".join(vitkit(*arguments, cwd=tmp_path))
     assert load_run(tmp_path / "runs/ps_vit_nano_demo").card.task == "classification"
     assert "runs/ps_vit_nano_demo is not empty" in vitkit(*arguments, code=2, cwd=tmp_path)[1]
 
