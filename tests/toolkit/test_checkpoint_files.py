@@ -160,7 +160,7 @@ def test_two_networks_in_one_file_are_not_mixed(tmp_path):
         collections.defaultdict(list, {"loss": [1.0]}), collections.deque([1.0, 2.0], 5),
         collections.OrderedDict(a=np.float32(1)),
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__,
 )  # fmt: skip
 def test_numbers_of_numpy_beside_the_weights_do_no_harm(tmp_path, beside, old):
     path = tmp_path / "a.pth"
