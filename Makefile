@@ -8,9 +8,10 @@ BIN := .venv/bin
 demo: $(if $(findstring full,$(DEMO)),.venv/installed,.venv/exporting)
 	$(BIN)/vitkit demo demo $(DEMO)
 
-# On two cores; a file's tests stay together, since they share what they make.
+# On two cores; a file's tests stay together, since they share what they make. A process that crashes is not replaced:
+# pytest-xdist 3.8 then waits for ever instead of saying which test it was.
 test: lint types
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from pathlib import Path
 
@@ -108,6 +109,16 @@ def lively(model):
             elif "weight" in name and tensor.ndim == 2:
                 tensor.copy_(torch.randn(tensor.shape, generator=generator) * tensor.shape[1] ** -0.5)
     return model.eval()
+
+
+@pytest.fixture(autouse=True)
+def log_as_imported():
+    """The command line shows the log by itself; in one process the next test would find it changed."""
+    log = logging.getLogger("vitkit")
+    handlers, level, propagate = log.handlers[:], log.level, log.propagate
+    yield
+    log.handlers[:], log.propagate = handlers, propagate
+    log.setLevel(level)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -47,9 +47,7 @@ def test_user_folders_follow_their_variables(monkeypatch, tmp_path, kind, hidden
 
 
 @pytest.mark.parametrize("kind", ["cache", "config"])
-def test_without_a_home_files_are_kept_in_a_private_folder(no_user, caplog, monkeypatch, kind):
-    # The command line, in another test of this process, shows the log by itself.
-    monkeypatch.setattr(logging.getLogger("vitkit"), "propagate", True)
+def test_without_a_home_files_are_kept_in_a_private_folder(no_user, caplog, kind):
     with caplog.at_level(logging.WARNING, "vitkit"):
         folder = user_folder(kind)
         assert user_folder(kind) == folder

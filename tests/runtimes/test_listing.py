@@ -48,9 +48,7 @@ def test_what_pillow_reads_is_found_and_read(tmp_path, suffix):
 @pytest.mark.parametrize(
     "suffix", [".pdf", ".eps", ".psd", ".pfm", ".ico", ".mpg", ".heic", ".h5", ".txt", ""]
 )
-def test_other_files_are_left_out_and_named(tmp_path, suffix, caplog, monkeypatch):
-    # The command line, in another test of this process, shows the log by itself.
-    monkeypatch.setattr(logging.getLogger("vitkit"), "propagate", True)
+def test_other_files_are_left_out_and_named(tmp_path, suffix, caplog):
     make(tmp_path, "good.jpg", f"a/other{suffix}")
     listing = list_images(tmp_path)
     assert [path.name for path in listing.images] == ["good.jpg"]

@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from vitkit.cli.show import is_quiet, key_values
+from vitkit.cli.show import is_quiet, key_values, say
 
 
 def train(
@@ -53,7 +53,9 @@ def train(
     if epochs is not None:
         changes["epochs"] = str(epochs)
     config = override(recipe_named(recipe), changes)
-    folder = out or Path("runs") / recipe
+    if out is None:
+        out = Path("runs") / recipe
+        say(f"the run goes to {out}")
     run_training(
-        config, data, folder, resume=resume, progress=not is_quiet(), init=init, backbone=backbone_weights
+        config, data, out, resume=resume, progress=not is_quiet(), init=init, backbone=backbone_weights
     )

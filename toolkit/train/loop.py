@@ -108,7 +108,7 @@ def train(
         tracker = Tracker(track if main else "none", out, config)
         with Progress(config, task, trainer.steps, progress and main, tracker, advanced) as shown:
             shown.fresh(fresh)
-            shown.notes([f"the run goes to {out}", *task.notes])
+            shown.notes(task.notes)
             _run(trainer, shown)
     if accelerator.is_main_process:
         _finish(out, task, identity)
