@@ -27,7 +27,7 @@ def demo(
         bool, typer.Option("--quick", help="About two minutes: every step works, nothing is learned.")
     ] = False,
     full: Annotated[
-        bool, typer.Option("--full", help="About 15 minutes: longer trainings, TFLite engines too.")
+        bool, typer.Option("--full", help="About 15 minutes: longer training, TFLite engines too.")
     ] = False,
 ) -> None:
     """Do every step on generated images: train, export, calibrate, verify, evaluate, measure, draw.

@@ -2,7 +2,7 @@
 
 A sample is the files of one name before the first dot: an image and `cls`, its class by number or by name.
 `index.json` lists the tar files of each split with their samples and hashes, so that any sample can be
-found by its number, which is what makes a training with shards resumable at any step. Tar files behind a
+found by its number, which is what makes a training run with shards resumable at any step. Tar files behind a
 URL come into a cache, each when it is needed or just before. Nothing is unpacked.
 """
 

@@ -80,7 +80,7 @@ def has_checkpoint(out: Path) -> bool:
 
 
 def advice(out: Path) -> str:
-    """What to tell of a training that has to stop: is there a checkpoint, and how it goes on."""
+    """What to tell of a training run that has to stop: is there a checkpoint, and how it goes on."""
     if has_checkpoint(out):
         return f"the last checkpoint in {out} is kept: go on with --resume"
     return f"there is no checkpoint in {out} yet: train again without --resume"
@@ -231,7 +231,7 @@ def restore(
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any], above: str = "") -> list[str]:
-    """What differs between two trainings' settings, as `lr=0.1 (now 0.2)`."""
+    """What differs between the settings of two training runs, as `lr=0.1 (now 0.2)`."""
     found: list[str] = []
     for key in sorted(old.keys() | new.keys()):
         was, now, name = old.get(key), new.get(key), above + key

@@ -1,4 +1,4 @@
-"""What a training shows while it runs."""
+"""What a training run shows while it goes on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Curves of a training in progress, for TensorBoard and Weights & Biases, which are imported nowhere else."""
+"""Curves of a training run, for TensorBoard and Weights & Biases, which are imported nowhere else."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
 
 
 def find_tracker(track: str) -> str:
-    """What a training with this `track` setting is tracked by: `tensorboard`, `wandb` or `none`.
+    """What a training run with this `track` setting is tracked by: `tensorboard`, `wandb` or `none`.
 
     `auto` is TensorBoard where it can be imported. Raises MissingBackend where what is asked for cannot.
     """
@@ -98,7 +98,7 @@ _WRITERS: dict[str, Callable[[Path, TrainConfig, int], _Writer]] = {
 
 
 class Tracker:
-    """Writes a training's values below `out/events`, against the optimiser steps done since its start.
+    """Writes a training run's values below `out/events`, against the optimiser steps done since its start.
 
     `kind` is what `find_tracker` returned. Nothing is opened before the first value comes. Values are named
     `step/NAME`, a mean over the steps since the last point, and `epoch/NAME`, one of the log.
