@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable
 from pathlib import Path
 from threading import Condition, get_ident
 from typing import Protocol
@@ -86,12 +85,15 @@ class Lifetime:
         # As if it were freed, which here is never done.
         self.inherited = self._freed = True
         self._refusal = f"the engine of {self._path} was opened in another process; open it after the fork"
-        # A reference that nobody gives back: even at the end of the interpreter nothing is destroyed.
-        _hold_for_ever(ctypes.py_object(self._session))
+        hold_for_ever(self._session)
 
 
 _all: WeakSet[Lifetime] = WeakSet()
-_hold_for_ever: Callable[[object], None] = ctypes.pythonapi.Py_IncRef
+
+
+def hold_for_ever(thing: object) -> None:
+    """Take a reference that nobody gives back: not even the end of the interpreter destroys `thing`."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
 def _inherit_all() -> None:

@@ -16,6 +16,7 @@ import openvino
 from vitkit.runtimes.card import Artifact, TensorSpec
 from vitkit.runtimes.engine import Feeds, Outputs, Session
 from vitkit.runtimes.errors import BadArtifact, DeviceError
+from vitkit.runtimes.lifetime import hold_for_ever
 from vitkit.runtimes.reading import has_external_weights
 
 _DTYPES = {"u8": "uint8", "i32": "int32", "i64": "int64", "f16": "float16", "f32": "float32"}
@@ -88,9 +89,27 @@ def _beyond_cap(compiled: Any, cap: str) -> dict[str, int]:
     return dict(counts.most_common())
 
 
+_cores: dict[int, Any] = {}
+
+
+def _core() -> Any:
+    """The vendor's Core of this process, which is never destroyed.
+
+    Its CPU plugin gives the thread that makes it an alternate stack for signals. Destroyed by another thread
+    it takes the memory and leaves the setting, and the next signal that Python handles, Ctrl-C's too, ends
+    the process.
+    """
+    pid = os.getpid()
+    if pid not in _cores:
+        # By process, since a forked child lacks the threads of its parent's.
+        _cores[pid] = openvino.Core()
+        hold_for_ever(_cores[pid])
+    return _cores[pid]
+
+
 def capabilities() -> dict[str, list[str]]:
     """What each device here computes natively, in OpenVINO's words (`FP32`, `BF16`, `INT8`, ...)."""
-    core = openvino.Core()
+    core = _core()
     able = {name: core.get_property(name, "OPTIMIZATION_CAPABILITIES") for name in core.available_devices}
     # OpenVINO asks the processor, its kernels obey the cap.
     if _cap() in _WITHOUT_HALF:
@@ -145,7 +164,7 @@ def open_session(
             "save the graph with its weights inside"
         )
     try:
-        compiled = openvino.Core().compile_model(graph, name, settings, weights=weights)
+        compiled = _core().compile_model(graph, name, settings, weights=weights)
     # The vendor raises RuntimeError and its own subclasses for files it cannot take.
     except Exception as error:
         arm = artifact.card.precision == "int8" and platform.machine().lower() in ("aarch64", "arm64")

@@ -57,6 +57,39 @@ def refusal(call) -> str:
     return str(caught.value)
 
 
+# Ends in another thread
+
+AWAY = """
+import gc, os, signal, sys, threading
+import numpy as np
+import vitkit
+
+image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+
+def end():
+    global engine
+    engine(image)
+    engine.close()
+    engine = None
+    gc.collect()
+
+for _ in range(3):
+    engine = vitkit.open_engine(sys.argv[1])
+    engine(image)
+    thread = threading.Thread(target=end)
+    thread.start()
+    thread.join()
+    signal.signal(signal.SIGUSR1, lambda *_: print("handled", flush=True))
+    os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+def test_signals_are_handled_after_another_thread_closed_the_engine(tiny):
+    """OpenVINO left the main thread an alternate signal stack that was no longer there."""
+    done = subprocess.run([sys.executable, "-c", AWAY, str(tiny)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.split()) == (0, ["handled"] * 3), done.stderr
+
+
 # Forks
 
 # What a child does with an engine that its parent opened, and how it ends, always with exit code 7.
