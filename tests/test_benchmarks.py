@@ -41,3 +41,12 @@ def test_training_throughput(tmp_path, monkeypatch, capsys):
         for row in (row for turn in model["turns_ns"] for row in turn):
             assert all(row[part] > 0 for part in parts)
             assert 0 <= row["assignment"] <= row["matching"] < row["forward"]
+
+
+def test_training_beside_busy_processes(monkeypatch, capsys):
+    command = "spin.py --busy 0 --values 1000 --threads 1 --seconds 0.01 --rounds 1"
+    monkeypatch.setattr(sys, "argv", command.split())
+    runpy.run_path(str(SCRIPTS / "spin.py"), run_name="__main__")
+    *_, row = capsys.readouterr().out.splitlines()
+    _, busy, rate, _ = row.split("|")
+    assert (int(busy), float(rate) > 0) == (0, True)
