@@ -14,7 +14,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vitkit.runtimes.card import DTYPES, TensorSpec, text_problem
-from vitkit.runtimes.errors import BadRequest
+from vitkit.runtimes.errors import BadRequest, first_line
 
 # The same call repeats its rounding, nearly always bit for bit. Another batch size takes other kernels, whose
 # sums round otherwise; what depends on the batch differs by whole tenths of an output's range.
@@ -314,7 +314,7 @@ def _run(network: nn.Module, images: Tensor, trace: _Trace, seed: int = 0) -> di
 
 
 def _run_problem(network: nn.Module, images: Tensor, trace: _Trace, error: Exception) -> str:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    reason = first_line(error)
     count, _, height, width = images.shape
     if count > 1:
         return (
