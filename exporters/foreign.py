@@ -321,11 +321,12 @@ def _run_problem(network: nn.Module, images: Tensor, trace: _Trace, error: Excep
             f"the network takes one image, but not {count} ({reason}); keep the batch dimension in its code: "
             "x.flatten(1) for x.reshape(1, -1), x.shape[0] for 1"
         )
+    place = trace.stack[-1]
     try:
         network(images.permute(0, 2, 3, 1).contiguous())
     except Exception:
         return (
-            f"the network does not run on images (N, 3, {height}, {width}), in {trace.stack[-1]}: {reason}. "
+            f"the network does not run on images (N, 3, {height}, {width}), in {place}: {reason}. "
             "If it needs another size, add --size HEIGHT,WIDTH"
         )
     return (
