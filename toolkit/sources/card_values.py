@@ -121,7 +121,8 @@ def read_card_values(path: Path) -> CardValues:
     if type(body.get("size")) is int:
         body["size"] = [body["size"]] * 2
     try:
-        return CardValues(**{name: tuple(v) if isinstance(v, list) else v for name, v in body.items()})
+        given: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in body.items()}
+        return CardValues(**given)
     except (BadRequest, TypeError) as error:
         raise BadInput(f"{path}: {error}") from None
 
@@ -133,7 +134,7 @@ def read_labels(path: Path) -> CardValues:
     """
     try:
         text = read_text(path)
-        body = json.loads(text) if path.suffix == ".json" else text.rstrip().split("\n")
+        body: Any = json.loads(text) if path.suffix == ".json" else text.rstrip().split("\n")
     except (OSError, ValueError, RecursionError) as error:
         raise BadInput(f"the labels in {path} cannot be read: {error}") from None
     if isinstance(body, dict):
