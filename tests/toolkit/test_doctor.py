@@ -141,7 +141,8 @@ def test_a_cpu_that_does_not_tell():
 
 
 def test_openvino_without_bf16_says_what_follows(monkeypatch):
-    openvino = pytest.importorskip("openvino")
+    pytest.importorskip("openvino")
+    from vitkit.runtimes import openvino as runtime
 
     class Core:
         available_devices = ("CPU", "GPU")
@@ -150,7 +151,7 @@ def test_openvino_without_bf16_says_what_follows(monkeypatch):
             assert name == "OPTIMIZATION_CAPABILITIES"
             return ["FP32", "INT8"]
 
-    monkeypatch.setattr(openvino, "Core", Core)
+    monkeypatch.setattr(runtime, "_core", Core)
     devices, bf16 = doctor._openvino_devices()
     assert devices.detail == "CPU: FP32 INT8; GPU: FP32 INT8"
     assert not bf16.ok
