@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Hashable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,6 +67,7 @@ class Reference(Protocol):
         ...
 
 
+@runtime_checkable
 class Exportable(Reference, Protocol):
     """A float network that exporters can turn into engines: a `Source` of torch, or one of an ONNX file."""
 
