@@ -28,11 +28,13 @@ def to_half(model: ModelProto, float_modules: Sequence[str]) -> ModelProto:
     typed = ir.from_proto(onnx.shape_inference.infer_shapes(model))
     nodes = list(typed.graph)
     keep = set(float_nodes([str(node.name) for node in nodes], [*float_modules, CAMERA_MODULE]))
+    opset = typed.opset_imports[""]
     _halve_outputs(node for node in nodes if node.name not in keep)
     casts = _Casts(typed.graph)
     for node in nodes:
-        wanted = ir.DataType.FLOAT if node.name in keep else ir.DataType.FLOAT16
         for i, value in enumerate(node.inputs):
+            stays = node.name in keep or _must_be_float(onnx.defs.get_schema(node.op_type, opset, ""), i)
+            wanted = ir.DataType.FLOAT if stays else ir.DataType.FLOAT16
             floating = value is not None and value.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16)
             if floating and value.dtype != wanted and node.op_type != "Cast":
                 node.replace_input_with(i, casts.get(value, wanted))
@@ -47,6 +49,13 @@ def to_half(model: ModelProto, float_modules: Sequence[str]) -> ModelProto:
     common.ClearMetadataAndDocStringPass()(typed)
     proto: ModelProto = ir.to_proto(typed)
     return proto
+
+
+def _must_be_float(schema: Any, place: int) -> bool:
+    """Whether an operator takes an input in float32 alone, such as the scales of Resize."""
+    # The last one may stand for any number of inputs.
+    kinds = schema.inputs[min(place, len(schema.inputs) - 1)].types
+    return "tensor(float)" in kinds and "tensor(float16)" not in kinds
 
 
 def _halve_outputs(nodes: Any) -> None:

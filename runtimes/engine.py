@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
@@ -339,16 +339,7 @@ class Engine(Generic[Result_co]):
         name = self.card.inputs[0].name
         if not isinstance(inputs, np.ndarray) or inputs.ndim == 0 or len(inputs) == 0:
             raise BadInput("inputs must be an array of at least one prepared image")
-        size = self.batch or len(inputs)
-        parts = []
-        for start in range(0, len(inputs), size):
-            part = inputs[start : start + size]
-            missing = size - len(part)
-            filled = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]) if missing else part
-            parts.append({key: value[: len(part)] for key, value in self.run({name: filled}).items()})
-        if len(parts) == 1:
-            return parts[0]
-        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        return run_in_batches(lambda part: self.run({name: part}), inputs, self.batch or len(inputs))
 
     def close(self) -> None:
         """Free the engine once the calls that run in other threads have ended; closing twice is harmless.
@@ -369,6 +360,22 @@ class Engine(Generic[Result_co]):
 
     def __reduce__(self) -> NoReturn:
         raise BadRequest(_NO_COPY)
+
+
+def run_in_batches(run: Callable[[NDArray[Any]], Outputs], inputs: NDArray[Any], size: int) -> Outputs:
+    """Any number N >= 1 of inputs through a network that takes `size` of them -> its outputs (N, ...).
+
+    The last batch is filled up with copies of its last input, and their outputs are dropped.
+    """
+    parts = []
+    for start in range(0, len(inputs), size):
+        part = inputs[start : start + size]
+        missing = size - len(part)
+        filled = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]) if missing else part
+        parts.append({key: value[: len(part)] for key, value in run(filled).items()})
+    if len(parts) == 1:
+        return parts[0]
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
 def check_threads(threads: int | None) -> None:

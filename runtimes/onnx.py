@@ -97,6 +97,25 @@ def open_session(
     return OnnxSession(session, settings)
 
 
+def open_reference(content: bytes) -> OnnxSession:
+    """A graph with its weights inside, run on the CPU as it is written: ONNX Runtime's optimiser is off.
+
+    What engines of the graph are compared with. Raises BadArtifact.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    # The vendor raises a dozen unrelated types for graphs it cannot take.
+    except Exception as error:
+        version = onnxruntime.__version__
+        raise BadArtifact(
+            f"ONNX Runtime {version} does not take the graph: {error}{_remedy(str(error), version)}"
+        ) from None
+    return OnnxSession(session, {"onnxruntime": onnxruntime.__version__, "optimiser": "off"})
+
+
 def _options(artifact: Artifact, files: Mapping[str, bytes], threads: int | None) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3

@@ -91,6 +91,12 @@ class TFLiteSession(Session):
         accelerated = any(nodes.NodeName(i) == "DELEGATE" for i in reversed(range(nodes.NumNodes())))
         self.settings = {**settings, "delegate": "XNNPACK" if accelerated else "none"}
 
+    @property
+    def input_steps(self) -> tuple[float, int] | None:
+        """Scale and zero point of the first input if the app's numbers are quantised on their way in."""
+        first = self._inputs[0]
+        return (first.scale, first.zero) if first.quantised else None
+
     def _nodes(self) -> Any:
         """The vendor lists operators to its own tools only, and slowly; this is what they ask."""
         return self._interpreter._interpreter
@@ -143,6 +149,21 @@ def _precision(tensor: dict[str, Any] | None) -> str:
     if name in _QUANTISED and len(tensor["quantization_parameters"]["scales"]):
         return "int8"
     return _PRECISIONS.get(name, "integer")
+
+
+def open_reference(content: bytes) -> TFLiteSession:
+    """A file run by TFLite's own kernels alone, without XNNPACK; raises BadArtifact."""
+    # Known to the newer package alone, which reading others' files needs anyway.
+    from ai_edge_litert.interpreter import OpResolverType
+
+    resolver = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    try:
+        interpreter = Interpreter(model_content=content, experimental_op_resolver_type=resolver)
+        interpreter.allocate_tensors()
+    # The vendor raises ValueError, RuntimeError and MemoryError for files it cannot take.
+    except Exception as error:
+        raise BadArtifact(f"{PACKAGE} {metadata.version(PACKAGE)} does not take the file: {error}") from None
+    return TFLiteSession(interpreter, {PACKAGE: metadata.version(PACKAGE)})
 
 
 def open_session(

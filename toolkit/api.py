@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vitkit.evaluate.network import Network
     from vitkit.evaluate.results import Result
     from vitkit.exporters.parity import ParityCheck
-    from vitkit.exporters.source import Source
+    from vitkit.exporters.source import Exportable, Source
     from vitkit.sources.card_values import CardValues
 
 Place = str | PathLike[str]
@@ -98,7 +98,7 @@ def _card_values(
 
 
 def export(
-    network: nn.Module | Source | Place,
+    network: nn.Module | Exportable | Place,
     out: Place,
     *,
     target: str,
@@ -120,10 +120,10 @@ def export(
     """Make a verified artifact folder at `out`, whole or not at all.
 
     `network` is a torch module, a `Source` of `wrap`, or a word as the command line takes it: a run folder,
-    `timm:NAME`, `timm:NAME=FILE`, `hf:FOLDER`, `FILE.pt2`, `FILE.py:FACTORY`. `image` to `keep_float` are as
-    in `wrap`. `calib` is the folder of images that calibrate int8 (128 of them, seed 0), or a
-    `CalibrationSet`. `images` is a folder of images on which engine and network are compared too. The rest is
-    as in `vitkit.exporters.export`. `untrained` gives words random weights.
+    `timm:NAME`, `timm:NAME=FILE`, `hf:FOLDER`, `FILE.pt2`, `FILE.onnx`, `FILE.py:FACTORY`. `image` to
+    `keep_float` are as in `wrap`. `calib` is the folder of images that calibrate int8 (128 of them, seed 0),
+    or a `CalibrationSet`. `images` is a folder of images on which engine and network are compared too. The
+    rest is as in `vitkit.exporters.export`. `untrained` gives words random weights.
 
     Raises BadRequest, BadInput, BadArtifact, MissingBackend and DeviceError, and ExportFailed if the engine
     does not do what the network does.
@@ -159,16 +159,16 @@ def export(
 
 
 def _source(
-    network: nn.Module | Source | Place, values: CardValues, keep_float: Sequence[str], untrained: bool
-) -> Source:
-    from vitkit.exporters.source import Source
+    network: nn.Module | Exportable | Place, values: CardValues, keep_float: Sequence[str], untrained: bool
+) -> Exportable:
+    from vitkit.exporters.source import Exportable
     from vitkit.sources import CardValues, resolve
 
     if isinstance(network, (str, PathLike)):
         return resolve(str(network), values, keep_float=keep_float, untrained=untrained)
     if untrained:
         raise BadRequest("untrained is for words such as timm:NAME; a module has its weights")
-    if isinstance(network, Source):
+    if isinstance(network, Exportable):
         if values != CardValues() or keep_float:
             raise BadRequest("the source has its card; give image, labels and the like to vitkit.wrap")
         return network
@@ -177,7 +177,7 @@ def _source(
 
 def verify(
     artifact: Place,
-    against: nn.Module | Source | Place | None = None,
+    against: nn.Module | Exportable | Place | None = None,
     *,
     images: Place | None = None,
     count: int = 256,
@@ -212,7 +212,7 @@ def verify(
 
 
 def evaluate(
-    network: nn.Module | Source | Place, data: Place, *, image: ImageSpec | None = None, **options: Any
+    network: nn.Module | Exportable | Place, data: Place, *, image: ImageSpec | None = None, **options: Any
 ) -> Result:
     """Measure a network or an engine on labelled data by the metric of its task.
 
@@ -226,7 +226,7 @@ def evaluate(
         return evaluate(opened, Path(data), **options)
 
 
-def _network(network: nn.Module | Source | Place, image: ImageSpec | None) -> Network:
+def _network(network: nn.Module | Exportable | Place, image: ImageSpec | None) -> Network:
     """A network, run or engine to be evaluated."""
     from vitkit.evaluate.network import Network, open_network
     from vitkit.sources import parse_word

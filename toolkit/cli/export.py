@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -19,8 +20,8 @@ def export(
     source: Annotated[
         str,
         typer.Argument(
-            help="A run folder, timm:NAME, timm:NAME=FILE, hf:FOLDER, FILE.pt2, FILE.py:FACTORY (runs its "
-            "code), PACKAGE.MODULE:FACTORY; or a model name, with --untrained."
+            help="A run folder, timm:NAME, timm:NAME=FILE, hf:FOLDER, FILE.pt2, FILE.onnx, FILE.tflite, "
+            "FILE.py:FACTORY (runs its code), PACKAGE.MODULE:FACTORY; or a model name, with --untrained."
         ),
     ],
     target: Annotated[str, typer.Option("--target", help="onnx, openvino, tflite or tensorrt.")],
@@ -28,7 +29,10 @@ def export(
         Optional[Path],  # noqa: UP045
         typer.Option("--out", "-o", help="Artifact folder to write (SOURCE-TARGET-PRECISION)."),
     ] = None,
-    precision: Annotated[str, typer.Option("--precision", help="fp32, fp16, bf16 or int8.")] = "fp32",
+    precision: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--precision", help="fp32, fp16, bf16 or int8 (fp32; that of a FILE.tflite)."),
+    ] = None,
     calib: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option("--calib", help="Folder of images that calibrate int8; searched recursively."),
@@ -97,7 +101,7 @@ def export(
         raise BadRequest("--batch and --dynamic-batch exclude each other")
     request: dict[str, Any] = {
         "target": target,
-        "precision": precision,
+        "precision": precision or "fp32",
         "input": input,
         "batch": None if dynamic_batch else batch,
         "options": {
@@ -106,7 +110,12 @@ def export(
             if value is not None
         },
     }
-    exporters.check_request(**request, calibrated=calib is not None)
+    word = parse_word(source)
+    if word.kind == "tflite":
+        changes = {"calib": calib, "keep_float": keep_float, "option": option, "untrained": untrained or None}
+        _refuse_changes(source, {"batch": request["batch"], "input": input, **request["options"], **changes})
+    else:
+        exporters.check_request(**request, calibrated=calib is not None)
     values = card.card_values(
         card_file,
         labels,
@@ -120,7 +129,6 @@ def export(
         interpolation=interpolation,
         outputs=outputs,
     )
-    word = parse_word(source)
     check_word(word, values)
     folder = out or _default_folder(source, word, target, precision)
     read = [word.path] if word.path and not untrained else []
@@ -128,24 +136,38 @@ def export(
     calibration = calibration_set(calib, calib_count, calib_seed) if calib else None
     golden = [image for _, image in sample_photos(golden_from, 4)] if golden_from else None
     compared = sample_photos(images, 64) if images else []
-    network = resolve(
-        source,
-        values,
-        keep_float=keep_float or (),
-        untrained=untrained,
-        options=key_values(option or [], "--option"),
-    )
-    if word.kind != "run":
-        card.say_card(network.card)
-    artifact, checks = exporters.export(
-        network,
-        folder,
-        **request,
-        calibration=calibration,
-        golden=golden,
-        images=compared,
-        step=lambda text: say(f"{text} ..."),
-    )
+    if word.kind == "tflite":
+        from vitkit.sources import tflite_file
+
+        artifact, checks = tflite_file.export(
+            Path(source),
+            values,
+            folder,
+            target=target,
+            precision=precision,
+            golden=golden,
+            images=compared,
+            say=card.say_card,
+        )
+    else:
+        network = resolve(
+            source,
+            values,
+            keep_float=keep_float or (),
+            untrained=untrained,
+            options=key_values(option or [], "--option"),
+        )
+        if word.kind != "run":
+            card.say_card(network.card)
+        artifact, checks = exporters.export(
+            network,
+            folder,
+            **request,
+            calibration=calibration,
+            golden=golden,
+            images=compared,
+            step=lambda text: say(f"{text} ..."),
+        )
     if json:
         body = {
             "artifact": str(folder),
@@ -155,13 +177,25 @@ def export(
         print_json(body)
         return
     print_checks(checks)
-    say(f"{folder}: {artifact.card.name}, {target} {precision}, {artifact.size_bytes / 1e6:.1f} MB")
+    made = artifact.card
+    say(f"{folder}: {made.name}, {target} {made.precision}, {artifact.size_bytes / 1e6:.1f} MB")
     if exporters.TARGETS[target].stand_in:
         say(f"its engine is not built yet; on the machine that is to run it: vitkit build {folder}")
 
 
-def _default_folder(source: str, word: SourceWord, target: str, precision: str) -> Path:
+def _refuse_changes(source: str, request: Mapping[str, Any]) -> None:
+    """Refuse what would change a file that becomes an artifact as it is; raises BadRequest."""
+    from vitkit.runtimes.errors import BadRequest
+
+    kept = {"input": "uint8", "batch": 1}
+    if named := [name for name, value in request.items() if value != kept.get(name)]:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in named)
+        raise BadRequest(f"{source} is an engine already, which stays as it is: leave out {flags}")
+
+
+def _default_folder(source: str, word: SourceWord, target: str, precision: str | None) -> Path:
     """Beside the run; in the current folder for anything else."""
     place = Path(source).resolve() if Path(source).name in ("", "..") else Path(source)
     beside = place if word.kind == "run" else Path(word.name)
-    return beside.with_name(f"{beside.name}-{target}-{precision}")
+    kind = "artifact" if word.kind == "tflite" else f"{target}-{precision or 'fp32'}"
+    return beside.with_name(f"{beside.name}-{kind}")

@@ -12,14 +12,16 @@ from vitkit.runtimes.errors import BadRequest
 from vitkit.sources.card_values import CardValues
 
 if TYPE_CHECKING:
+    from vitkit.exporters.onnx_file import OnnxSource
     from vitkit.exporters.source import Source
 
 FORMS = (
-    "a run folder, timm:NAME, timm:NAME=FILE, hf:FOLDER, FILE.pt2, FILE.py:FACTORY, PACKAGE.MODULE:FACTORY, "
-    "or the name of a model with --untrained"
+    "a run folder, timm:NAME, timm:NAME=FILE, hf:FOLDER, FILE.pt2, FILE.onnx, FILE.tflite, FILE.py:FACTORY, "
+    "PACKAGE.MODULE:FACTORY, or the name of a model with --untrained"
 )
 _FACTORY = re.compile(r"(.+\.py|[^\W\d][\w.]*):[^\W\d]\w*")
-Kind = Literal["timm", "hf", "program", "factory", "run"]
+Kind = Literal["timm", "hf", "program", "onnx", "tflite", "factory", "run"]
+_FILES: dict[str, Kind] = {".pt2": "program", ".onnx": "onnx", ".tflite": "tflite"}
 
 
 class SourceWord(NamedTuple):
@@ -43,8 +45,8 @@ def parse_word(word: str) -> SourceWord:
     if prefix == "hf":
         return SourceWord("hf", rest, Path(rest).resolve().name, Path(rest))
     path = Path(word)
-    if path.suffix == ".pt2":
-        return SourceWord("program", word, path.stem, path)
+    if kind := _FILES.get(path.suffix):
+        return SourceWord(kind, word, path.stem, path)
     if _FACTORY.fullmatch(word):
         where, _, name = word.rpartition(":")
         return SourceWord("factory", word, name, Path(where) if where.endswith(".py") else None)
@@ -72,7 +74,7 @@ def resolve(
     keep_float: Sequence[str] = (),
     untrained: bool = False,
     options: Mapping[str, Any] | None = None,
-) -> Source:
+) -> Source | OnnxSource:
     """The float network that a word names, checked, with its card.
 
     `values` are what the user says of the card; what is missing comes from the network's own configuration.
@@ -92,6 +94,16 @@ def resolve(
         return timm_models.load(found.rest, given, keep_float, untrained=untrained)
     if untrained:
         raise BadRequest(f"--untrained is for timm:NAME and vitkit's own models; {word} brings its weights")
+    if found.kind == "tflite":
+        raise BadRequest(
+            f"{word} is an engine already, and no float network can be made of it: vitkit export {word} "
+            "--target tflite makes an artifact of it; other targets need the network that it was made from"
+        )
+    if found.kind == "onnx":
+        from vitkit.sources import onnx_file
+
+        assert found.path is not None
+        return onnx_file.load(found.path, given, keep_float)
     if found.kind == "factory":
         from vitkit.sources import factory
 
