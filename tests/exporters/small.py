@@ -65,7 +65,9 @@ def source(module: nn.Module, task: str, size: int = 64) -> Source:
     with torch.random.fork_rng(devices=[]), torch.inference_mode():
         torch.manual_seed(0)
         for parameter in module.parameters():
-            parameter.copy_(torch.randn(parameter.shape) * max(parameter[0].numel(), 1) ** -0.5)
+            # Biases are small, or one class would win everywhere.
+            scale = parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.05
+            parameter.copy_(scale * torch.randn(parameter.shape))
         found = module.eval()(torch.zeros(1, 3, size, size))
     outputs = tuple(
         TensorSpec(name, (None, *value.shape[1:]), str(value.dtype).removeprefix("torch."))

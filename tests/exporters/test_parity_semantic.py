@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -28,8 +29,6 @@ def logits(seed=0, scale=4.0):
 
 
 def parity_of(want, got, precision="fp32"):
-    from dataclasses import replace
-
     pairs = [({"logits": a}, {"logits": b}) for a, b in zip(want, got, strict=True)]
     card = replace(source(Segmenter(), "semantic").card, precision=precision)
     return _compare("x", pairs, card)
@@ -61,12 +60,12 @@ def test_what_softmax_ignores_is_no_error():
 def test_classes_that_change_clearly_are_a_problem_in_every_precision(precision):
     want = logits()
     got = want.copy()
-    # A tenth of the pixels, though the logits' error stays small beside the others' spread.
+    # On a tenth of the pixels two of four classes change places: a twentieth has another best class.
     got[:, :, :2, :12] = got[:, [1, 0, 2, 3], :2, :12]
     parity = parity_of(want, got, precision)
-    assert any("of the clear pixels change class" in problem for problem in parity.problems) == (
-        parity.clear_flips > LIMITS[precision].clear_flips
-    )
+    assert 0.03 < parity.clear_flips < 0.07
+    found = any("of the clear pixels change class" in problem for problem in parity.problems)
+    assert found == (precision != "int8")
     assert parity_of(want, want, precision).problems == ()
     turned = parity_of(want, want[:, [1, 2, 3, 0]], precision)
     assert any("of the clear pixels change class" in problem for problem in turned.problems)
