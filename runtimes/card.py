@@ -381,6 +381,14 @@ def _image(value: Any) -> ImageSpec:
     return spec
 
 
+def check_image_spec(spec: ImageSpec) -> ImageSpec:
+    """Return an image specification that a card may hold; raises BadRequest for any other."""
+    try:
+        return _image(_plain(spec))
+    except ValueError as error:
+        raise BadRequest(str(error)) from None
+
+
 def _decode_value(value: Any, where: str) -> None:
     if isinstance(value, str):
         _text(value, where)
