@@ -445,7 +445,7 @@ def test_a_checkpoint_of_transformers_has_its_own_labels_and_preparation(checkpo
     folder, network, processor = checkpoint
     source = resolve(f"hf:{folder}")
     assert source.card.labels == ("cat", "dog", "owl")
-    assert source.card.provenance["assumed"] == {"crop_pct": 1.0}
+    assert source.card.provenance["assumed"] == {}
     assert source.module.output_names == ("logits",)
     photos = generated_photos(2)
     theirs = processor(photos, return_tensors="pt")["pixel_values"].numpy()
@@ -455,6 +455,59 @@ def test_a_checkpoint_of_transformers_has_its_own_labels_and_preparation(checkpo
     with torch.no_grad():
         wanted = network(torch.from_numpy(theirs)).logits.numpy()
     np.testing.assert_allclose(source.predict(theirs)["logits"], wanted, atol=1e-5)
+
+
+NAMES = {i: f"class {i}" for i in range(6)}
+SEGMENTERS = {
+    "Segformer": (
+        {
+            "hidden_sizes": [8, 16, 24, 32],
+            "depths": [1] * 4,
+            "num_attention_heads": [1, 2, 2, 4],
+            "decoder_hidden_size": 32,
+        },
+        "Segformer",
+        {"size": {"height": 64, "width": 96}},
+    ),
+    "MobileViTV2": (
+        {"image_size": 64, "width_multiplier": 0.5, "aspp_out_channels": 32},
+        "MobileViT",
+        {"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SEGMENTERS)
+def test_label_maps_are_those_of_transformers_own_post_processing(name, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    options, processor, preparation = SEGMENTERS[name]
+    config = getattr(transformers, f"{name}Config")(
+        **options, id2label=NAMES, label2id={label: i for i, label in NAMES.items()}
+    )
+    torch.manual_seed(0)
+    network = getattr(transformers, f"{name}ForSemanticSegmentation")(config).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.ndim > 1:
+                # Untrained, it would give all pixels one class.
+                parameter.normal_(0, (2 / parameter[0].numel()) ** 0.5)
+    processor = getattr(transformers, f"{processor}ImageProcessor")(**preparation)
+    network.save_pretrained(tmp_path / "net")
+    processor.save_pretrained(tmp_path / "net")
+    artifact = vitkit.export(f"hf:{tmp_path / 'net'}", tmp_path / "engine", target="onnx")
+    assert (artifact.card.task, artifact.card.labels) == ("semantic", tuple(NAMES.values()))
+    seen = set()
+    with vitkit.open_engine(artifact.path) as engine, torch.no_grad():
+        # Of the crop's shape, since transformers' own maps know nothing of a crop.
+        for photo in generated_photos(3, seed=2, size=(120, 120) if name == "MobileViTV2" else (110, 170)):
+            inputs = processor(photo, return_tensors="pt")
+            ours = prepare_batch([photo], resolve(f"hf:{tmp_path / 'net'}").card.image)
+            assert np.abs(ours - inputs["pixel_values"].numpy()).max() < 0.03
+            outputs = network(torch.from_numpy(ours))
+            (wanted,) = processor.post_process_semantic_segmentation(outputs, [photo.shape[:2]])
+            np.testing.assert_array_equal(engine(photo).classes, wanted.numpy())
+            seen |= set(wanted.unique().tolist())
+    assert len(seen) > 1
 
 
 @pytest.mark.parametrize(

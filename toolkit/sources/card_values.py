@@ -84,6 +84,9 @@ class CardValues:
         if missing := [text for name, text in _MISSING.items() if name not in given]:
             raise BadRequest(f"the card lacks what the network does not say; add {'; and '.join(missing)}")
         assumed = {name: value for name, value in DEFAULTS.items() if name not in given}
+        if given.get("fit", "cover") != "cover":
+            # Nothing is cropped.
+            assumed.pop("crop_pct", None)
         return ImageSpec(**{**assumed, **given}, layout="NCHW", dtype="float32"), assumed
 
 

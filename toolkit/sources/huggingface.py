@@ -88,6 +88,7 @@ def _network(folder: Path, task: str) -> Any:
         "classification": transformers.AutoModelForImageClassification,
         "semantic": transformers.AutoModelForSemanticSegmentation,
     }[task]
+    transformers.utils.logging.disable_progress_bar()
     try:
         network, report = kind.from_pretrained(
             folder,
