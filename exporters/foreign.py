@@ -62,7 +62,7 @@ class ForeignModule(nn.Module):
         """Normalised (B, 3, H, W) images -> the outputs in the order of `output_names`."""
         if self.batch is None or images.shape[0] == self.batch:
             return self._named(self.network(images))
-        parts = [self._named(self.network(part)) for part in images.split(self.batch)]
+        parts = [self._named(self.network(part)) for part in torch.split(images, self.batch)]
         return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
     def decisions(self, images: Tensor) -> dict[str, Tensor]:
@@ -195,7 +195,7 @@ def _some(items: Sequence[str]) -> str:
     return f"{', '.join(items[:_SHOWN])}{more} {'is' if len(items) == 1 else 'are'}"
 
 
-class _Trace(TorchDispatchMode):
+class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """What a network computes with while this is entered, as far as it explains a fault.
 
     `random` operators draw numbers, `normalised` ones take the batch's statistics, `overflowed` ones compute
@@ -203,7 +203,7 @@ class _Trace(TorchDispatchMode):
     """
 
     def __init__(self, network: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.network = network
         self.paths = {module: _called(path, module) for path, module in network.named_modules()}
         self.before = {name: tensor.clone() for name, tensor in _tensors_of(network)}
@@ -217,11 +217,11 @@ class _Trace(TorchDispatchMode):
             register_module_forward_pre_hook(self._enter_module),
             register_module_forward_hook(self._leave_module),
         )
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         for hook in self.hooks:
             hook.remove()
 

@@ -200,7 +200,7 @@ def verify(
     compared = [(f"generated {i}", photo) for i, photo in enumerate(generated_photos(16, seed=1))]
     if images is not None:
         compared = sample_photos(Path(images), count)
-    with open_engine(artifact) as engine:
+    with open_engine(Path(artifact)) as engine:
         if against is None:
             checks = run_checks(engine)
         else:

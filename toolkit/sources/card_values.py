@@ -17,7 +17,7 @@ from vitkit.runtimes.tasks import TASKS
 # Values for which most networks agree. Size, mean and standard deviation are never assumed: with the wrong
 # ones an engine runs, agrees with its network, and is wrong on every image.
 DEFAULTS: dict[str, Any] = {"colour": "RGB", "fit": "cover", "crop_pct": 1.0, "interpolation": "bicubic"}
-_IMAGE_FIELDS = ("size", "mean", "std", "colour", "fit", "crop_pct", "interpolation")
+_IMAGE_FIELDS = ("size", "mean", "std", "colour", "fit", "crop_pct", "interpolation", "pad")
 _MISSING = {
     "size": "--size HEIGHT,WIDTH (such as --size 224,224): an engine takes one size",
     "mean": "--mean R,G,B of values from 0 to 1 (ImageNet's: --mean 0.485,0.456,0.406; --mean 0,0,0 and "
@@ -45,6 +45,7 @@ class CardValues:
     fit: str | None = None
     crop_pct: float | None = None
     interpolation: str | None = None
+    pad: int | None = None
     labels: tuple[str, ...] | None = None
     label_ids: tuple[str, ...] | None = None
     outputs: tuple[str, ...] | None = None
@@ -121,7 +122,8 @@ def read_card_values(path: Path) -> CardValues:
     if type(body.get("size")) is int:
         body["size"] = [body["size"]] * 2
     try:
-        return CardValues(**{name: tuple(v) if isinstance(v, list) else v for name, v in body.items()})
+        given: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in body.items()}
+        return CardValues(**given)
     except (BadRequest, TypeError) as error:
         raise BadInput(f"{path}: {error}") from None
 
@@ -133,7 +135,7 @@ def read_labels(path: Path) -> CardValues:
     """
     try:
         text = read_text(path)
-        body = json.loads(text) if path.suffix == ".json" else text.rstrip().split("\n")
+        body: Any = json.loads(text) if path.suffix == ".json" else text.rstrip().split("\n")
     except (OSError, ValueError, RecursionError) as error:
         raise BadInput(f"the labels in {path} cannot be read: {error}") from None
     if isinstance(body, dict):

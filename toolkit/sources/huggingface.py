@@ -117,7 +117,7 @@ def _processor(folder: Path) -> Mapping[str, Any] | None:
     import transformers
 
     try:
-        processor = transformers.AutoImageProcessor.from_pretrained(
+        processor = transformers.AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
             folder, local_files_only=True, trust_remote_code=False
         )
     except Exception as error:
@@ -149,9 +149,9 @@ def _image(processor: Mapping[str, Any]) -> CardValues:
 
 def _normalisation(processor: Mapping[str, Any]) -> tuple[Any, Any]:
     """Mean and standard deviation of pixels of 0..1, whatever factor the processor gives pixels first."""
-    mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    mean, std = [0.0] * 3, [1.0] * 3
     if processor.get("do_normalize"):
-        mean, std = (tuple(map(float, processor[name])) for name in ("image_mean", "image_std"))
+        mean, std = (list(map(float, processor[name])) for name in ("image_mean", "image_std"))
     factor = processor.get("rescale_factor") or 1 / 255
     scale = 255 * (factor if processor.get("do_rescale", True) else 1)
     offset = 1.0 if processor.get("rescale_offset") else 0.0

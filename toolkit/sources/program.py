@@ -25,11 +25,12 @@ if TYPE_CHECKING:
 _AGAIN = "save it again with torch.export.save of torch 2.9 or later"
 # What torch.export.save writes: the program, raw tensors and their lists, and what describes the archive.
 _PLAIN = re.compile(
-    r"(archive_format|archive_version|byteorder|version|\.format_version|\.storage_alignment"
-    r"|\.?data/(serialization_id|weights/weight_\d+|constants/tensor_\d+)|extra/.*|\.data/serialization_id)"
+    r"archive_format|archive_version|byteorder|\.data/(serialization_id|version)|extra/.*"
+    r"|data/weights/weight_\d+|data/constants/tensor_\d+"
 )
-# Shapes that depend on others are text that torch hands to sympy, which evaluates it as code.
-_EXPRESSION = re.compile(r"[A-Za-z0-9_ +\-*/%(),<>=!&|~]*")
+# Sizes that depend on others are text that torch hands to sympy, which evaluates it as code: names, numbers
+# and calls of sympy's own, such as Mul(Integer(2), Symbol('s77', positive=True)).
+_EXPRESSION = re.compile(r"(?!.*__)([\w\s+\-*/%(),<>=!&|~]|'[A-Za-z]\w*')*")
 
 
 def load(path: Path, values: CardValues, keep_float: Sequence[str] = ()) -> Source:

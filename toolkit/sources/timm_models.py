@@ -106,6 +106,8 @@ def configured(network: Any, task: str | None) -> CardValues:
     channels, height, width = config["input_size"]
     if channels != 3:
         raise BadRequest(f"the network takes {channels} channels; vitkit's images have 3, RGB")
+    # Names of classes need classes: other tasks have none.
+    labels, label_ids = _labels(network) if task in (None, "classification") else (None, None)
     interpolation, fit = config["interpolation"], _FITS.get(config["crop_mode"])
     return CardValues(
         task="classification" if network.num_classes else "tensors",
@@ -117,24 +119,24 @@ def configured(network: Any, task: str | None) -> CardValues:
         fit=None if fit == "stretch" and config["crop_pct"] < 1 else fit,
         crop_pct=float(config["crop_pct"]),
         interpolation=interpolation if interpolation in _INTERPOLATIONS else None,
-        # Names of classes need classes: other tasks have none.
-        **(_labels(network) if task in (None, "classification") else {}),
+        labels=labels,
+        label_ids=label_ids,
     )
 
 
-def _labels(network: Any) -> dict[str, tuple[str, ...]]:
-    """The classes' names: those of the configuration, or of the ImageNet subset that has as many."""
+def _labels(network: Any) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:
+    """Labels and their ids, of the configuration or of the ImageNet subset that has as many classes."""
     from vitkit.torchvision_shim import timm
 
     config, count = network.pretrained_cfg, network.num_classes
     if (names := config.get("label_names")) and len(names) == count:
         described = config.get("label_descriptions") or {}
-        return {"labels": tuple(described.get(name, name) for name in names), "label_ids": tuple(names)}
+        return tuple(described.get(name, name) for name in names), tuple(names)
     subset = timm.data.infer_imagenet_subset(network)
     if subset is None or not count:
-        return {}
+        return None, None
     info = timm.data.ImageNetInfo(subset)
-    return {
-        "labels": tuple(info.index_to_description(i) for i in range(count)),
-        "label_ids": tuple(info.index_to_label_name(i) for i in range(count)),
-    }
+    return (
+        tuple(info.index_to_description(i) for i in range(count)),
+        tuple(info.index_to_label_name(i) for i in range(count)),
+    )
