@@ -18,12 +18,12 @@ def fingerprint(array: NDArray[Any]) -> str:
     return hashlib.sha256(_bytes_of(np.ascontiguousarray(array))).hexdigest()
 
 
-def _bytes_of(array: NDArray[Any]) -> NDArray[np.uint8]:
+def _bytes_of(array: NDArray[Any]) -> memoryview:
     """The memory of an array in C order, of any size, also none."""
-    return array.reshape(-1).view(np.uint8)
+    return array.reshape(-1).view(np.uint8).data
 
 
-def pack(outputs: Mapping[str, NDArray[Any]]) -> tuple[list[dict[str, Any]], list[NDArray[np.uint8]]]:
+def pack(outputs: Mapping[str, NDArray[Any]]) -> tuple[list[dict[str, Any]], list[memoryview]]:
     """Outputs by name -> the list that describes them, and the bytes that follow it."""
     # Machines of either byte order send the same bytes.
     arrays = [np.ascontiguousarray(value, value.dtype.newbyteorder("<")) for value in outputs.values()]

@@ -41,7 +41,7 @@ def main() -> None:
     # What vendors print must not land among the events.
     os.dup2(2, 1)
 
-    def send(following: Sequence[NDArray[np.uint8]] = (), /, **event: Any) -> None:
+    def send(following: Sequence[memoryview] = (), /, **event: Any) -> None:
         events.write(f"{MARK}{json.dumps(event)}\n".encode())
         for part in following:
             events.write(part)

@@ -53,7 +53,9 @@ def rows_of(results: Results) -> list[Row]:
 def artifacts_of(results: Results) -> list[Artifact]:
     """Every artifact and run of the results once, by the hashes of its files."""
     found: dict[frozenset[tuple[str, str]], BenchReport | Evaluation | Verification] = {}
-    for one in (*results.reports, *results.evaluations, *results.verifications):
+    every: list[BenchReport | Evaluation | Verification]
+    every = [*results.reports, *results.evaluations, *results.verifications]
+    for one in every:
         found.setdefault(frozenset(one.files.items()), one)
     return [Artifact(one, results.evaluations_of(one.files)) for one in found.values()]
 
