@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -279,8 +278,8 @@ class _Replay(Session):
         (inputs,) = feeds.values()
         return self._recorded(inputs)
 
-    def operators(self) -> Counter[tuple[str, str]]:
-        return Counter()
+    def operators(self) -> Any:
+        return ()
 
     def close(self) -> None:
         pass
