@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import sysconfig
@@ -273,7 +274,7 @@ def test_the_commands_and_the_page(artifact, photo_folder, labelled, tmp_path):
         names += [tmp_path / f"verify-{name}.json", tmp_path / f"evaluate-{name}.json"]
     (tmp_path / "here.json").write_text(run_command("evaluate", artifact, "--data", labelled, "--json")[1])
     page = write_report([*names, tmp_path / "here.json"], tmp_path / "page.html").read_text()
-    assert column(page, "Here and there", "figure").count("logits max abs") == 4
+    assert column(page, "Here and there", "figure").count("logits error") == 4
     (header, row) = Page(page).tables["Artifacts"]
     accuracy = {title: cell for title, cell in zip(header, row, strict=True) if title.startswith("top-1")}
     assert [title.rpartition(", ")[2] for title in accuracy] == ["on box)", "on odd)", "n 21)"]
@@ -288,6 +289,8 @@ def test_the_commands_in_words(artifact, labelled, tmp_path):
     assert code == 0
     for words in ("box:", "here:", "box against here:", "images: 16 images, top-1 agreement 100.00%"):
         assert words in text
+    assert re.search(r"images +│ images +│ +│ +│ 16 ", text)
+    assert re.search(r"golden +│ logits error +│ 0 +│ 0 +│ +│", text)
     assert "onnx fp32 on box: top-1" in run_command("evaluate", artifact, "--data", labelled, *options)[1]
 
 

@@ -129,14 +129,14 @@ def _verify_on(
 
 def _print_on(name: str, found: DeviceParity, body: dict[str, Any]) -> None:
     from vitkit.evaluate.results import side_by_side
-    from vitkit.report.text import significant
+    from vitkit.report.text import count_or_figure
 
     for title, checks in ((name, found.there), ("here", found.here), (f"{name} against here", found.between)):
         if checks:
             typer.echo(f"{title}:")
             print_checks(checks)
     rows = [
-        (one.inputs, one.figure.replace("_", " "), *(v if v is None else significant(v) for v in one[2:]))
+        (one.inputs, one.figure.replace("_", " "), *(v if v is None else count_or_figure(v) for v in one[2:]))
         for one in side_by_side(body)
     ]
     if rows:

@@ -115,4 +115,5 @@ def _figures(summary: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _is_number(value: object) -> bool:
-    return type(value) in (int, float)
+    # numpy's float64 is a float too.
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -8,7 +8,7 @@ from vitkit.bench import BenchReport, Ratio
 from vitkit.report.results import Evaluation, Results
 from vitkit.report.rows import Artifact, Compared, Row, data_of, facts_of, flat, letter, setting_of
 from vitkit.report.tables import Cell, Column
-from vitkit.report.text import LONG, shown, significant
+from vitkit.report.text import LONG, count_or_figure, shown, significant
 
 
 def where_column(settings: Sequence[str]) -> Column:
@@ -61,7 +61,7 @@ def comparison_columns() -> list[Column]:
     def figure(place: str) -> Callable[[Compared], Cell | None]:
         def cell(row: Compared) -> Cell | None:
             value = getattr(row.figure, place)
-            return None if value is None else _number(value)
+            return None if value is None else Cell(count_or_figure(value), value)
 
         return cell
 
