@@ -121,7 +121,7 @@ class ClassificationParity:
     def details(self) -> list[str]:
         """Every image whose class changes."""
         return [
-            f"{flip.image}: class {flip.reference} -> {flip.engine} (float lead {flip.lead:.2%}"
+            f"{flip.image}: class {flip.reference} -> {flip.engine} (lead {flip.lead:.2%}"
             f"{', a near tie' if flip.near_tie else ''})"
             for flip in self.flips
         ]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -22,7 +22,8 @@ from vitkit.runtimes.files import shown_as
 from vitkit.runtimes.image import prepare_batch
 
 # The shares of changed decisions hardly differ from image to image.
-_DECISION_IMAGES = 8
+DECISION_IMAGES = 8
+OpenTwin = Callable[[Path], AbstractContextManager[Engine[Any]]]
 
 
 def verify(path: Path, reference: Reference, images: Sequence[NamedImage] = ()) -> list[ParityCheck]:
@@ -37,12 +38,18 @@ def verify(path: Path, reference: Reference, images: Sequence[NamedImage] = ()) 
 
 
 def run_checks(
-    engine: Engine[Any], reference: Reference | None = None, images: Sequence[NamedImage] = ()
+    engine: Engine[Any],
+    reference: Reference | None = None,
+    images: Sequence[NamedImage] = (),
+    open_twin: OpenTwin = open_engine,
 ) -> list[ParityCheck]:
-    """What `verify` compares, for an open engine: golden pairs, and images with the float network."""
+    """What `verify` compares, for an open engine: golden pairs, and images with the float network.
+
+    `open_twin` opens the twin of `check_decisions`, which on another machine is that machine's.
+    """
     checks = [check_golden(engine)]
     if reference is not None and images:
-        decisions = check_decisions(engine, reference, images)
+        decisions = check_decisions(engine, reference, images, open_twin)
         checks.append(check_images(engine, reference, images, decisions))
     return checks
 
@@ -55,23 +62,28 @@ def check_problems(checks: Sequence[ParityCheck]) -> None:
 
 
 def check_decisions(
-    engine: Engine[Any], reference: Reference, images: Sequence[NamedImage]
+    engine: Engine[Any],
+    reference: Reference,
+    images: Sequence[NamedImage],
+    open_twin: OpenTwin = open_engine,
 ) -> dict[str, float]:
     """Shares (0..1) of elements that change in each decision, from a twin that returns them as outputs too.
 
-    Looks at the first images alone.
+    Runs the first `DECISION_IMAGES` images alone; `open_twin` opens the twin's folder.
     """
-    arrays = [image for _, image in images[:_DECISION_IMAGES]]
+    arrays = [image for _, image in images[:DECISION_IMAGES]]
     found = reference.decisions(prepare_batch(arrays[:1], reference.card.image))
     if not found:
         return {}
     shapes = {name: (engine.batch, *made.shape[1:]) for name, made in found.items()}
-    with _twin(engine, shapes) as twin:
+    with _twin(engine, shapes, open_twin) as twin:
         return decision_flips(twin, reference, arrays)
 
 
 @contextmanager
-def _twin(engine: Engine[Any], shapes: dict[str, tuple[int | None, ...]]) -> Iterator[Engine[Any]]:
+def _twin(
+    engine: Engine[Any], shapes: dict[str, tuple[int | None, ...]], open_twin: OpenTwin
+) -> Iterator[Engine[Any]]:
     """The engine with the named nodes' results, int64 of these shapes, as outputs too."""
     card = engine.card
     with _temporary_artifact(engine.artifact.path) as folder:
@@ -79,7 +91,7 @@ def _twin(engine: Engine[Any], shapes: dict[str, tuple[int | None, ...]]) -> Ite
         outputs = [TensorSpec(name, shape, "int64") for name, shape in shapes.items()]
         files: dict[str, str | None] = {path.name: None for path in folder.iterdir()}
         write_card(replace(card, outputs=(*card.outputs, *outputs), files=files), folder)
-        with open_engine(folder) as twin:
+        with open_twin(folder) as twin:
             yield twin
 
 

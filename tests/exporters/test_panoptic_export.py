@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import sys
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +15,12 @@ import torch
 
 from vitkit import BadArtifact, BadRequest, ExportFailed, exporters, open_engine
 from vitkit.calibration.dataset import calibration_set
+from vitkit.data.coco.read import read_split
 from vitkit.data.scenes import write_scenes
+from vitkit.devices.network import open_network_on
+from vitkit.devices.registry import Device
+from vitkit.devices.verify import verify_on
+from vitkit.evaluate import evaluate, open_network
 from vitkit.exporters.parity_panoptic import LIMITS, check_images
 from vitkit.exporters.source import Source
 from vitkit.inspection import inspect
@@ -84,6 +91,23 @@ def test_float_engines_equal_torch_in_every_decision(source, photos, exported, t
     want = source.predict(np.stack([prepare(photo, source.card.image) for _, photo in photos[:3]]))
     for name in ("masks", "classes"):
         np.testing.assert_allclose(got[name], want[name], atol=0.02 * want[name].std())
+
+
+def test_a_device_is_verified_in_every_decision_and_evaluated(source, photos, scenes, exported, tmp_path):
+    """On another Python of this machine, which computes as this one does: nothing may differ."""
+    box, (folder, _) = Device("box", "local", python=sys.executable, folder=str(tmp_path)), exported("onnx")
+    found = verify_on(box, folder, source, photos, folder=scenes / "val")
+    assert not found.broken
+    assert found.unlike == ()
+    assert [check.summary() for check in found.there] == [check.summary() for check in found.here]
+    assert len(found.there[1].decisions) == 3
+    (between,) = found.between
+    assert (between.error, between.flips, between.mask_error) == (0.0, 0.0, 0.0)
+    named = shutil.copytree(folder, tmp_path / "named")
+    labels = tuple(category.name for category in read_split(scenes, "val").categories)
+    write_card(replace(read_card(named), labels=labels), named)
+    with closing(open_network_on(box, named)) as there, closing(open_network(named)) as here:
+        assert evaluate(there, scenes, split="val") == evaluate(here, scenes, split="val")
 
 
 def test_pixels_are_padded_below_and_right(exported):

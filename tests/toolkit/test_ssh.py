@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from contextlib import suppress
 from dataclasses import replace
 from importlib import metadata
@@ -23,6 +24,7 @@ from test_bench import write_artifact
 
 from vitkit.bench import BenchOptions
 from vitkit.devices.link import Link, bench_on
+from vitkit.devices.outputs import fingerprint
 from vitkit.devices.registry import Device
 from vitkit.doctor import _TINY_TFLITE
 from vitkit.runtimes.card import ImageSpec, TensorSpec, read_card, sha256, write_card
@@ -231,6 +233,47 @@ def test_a_bench_of_all_engines(host, artifacts, photo_folder, tmp_path):
     # What is there is not sent again.
     with Link(host.device) as link:
         assert link.send({sha256(artifacts[0] / "model.onnx"): artifacts[0] / "model.onnx"}, print) == 0
+
+
+def test_every_engines_outputs_arrive_bit_for_bit(host, artifacts, photo_folder):
+    from vitkit.runtimes.engine import open_engine
+    from vitkit.runtimes.image import read_image
+
+    images = sorted(photo_folder.rglob("*.jpg"))[:5]
+    for path in artifacts:
+        with open_engine(path, threads=1) as engine, Link(host.device) as link:
+            running = link.run(path, [images[:3], images[3:]], threads=1)
+            for group, ran in zip((images[:3], images[3:]), running.results, strict=True):
+                inputs = engine.prepare([read_image(image) for image in group])
+                assert ran.inputs == [fingerprint(row) for row in inputs]
+                for name, value in engine.run_batched(inputs).items():
+                    assert ran.outputs[name].tobytes() == value.tobytes()
+            assert running.settings == engine.session.settings
+    assert wait_until(lambda: not host.workers())
+    assert host.left_over() == []
+
+
+def test_a_link_that_breaks_while_outputs_come(host, artifacts, photo_folder):
+    images = sorted(photo_folder.rglob("*.jpg"))
+    # More results than the pipes hold, so that the device waits for its reader.
+    groups = [[images[i % len(images)]] for i in range(3000)]
+    with Link(host.device) as link:
+        running = link.run(artifacts[0], groups)
+        next(running.results)
+        host.drop()
+        with pytest.raises(DeviceError, match="box: the link to"):
+            deque(running.results, maxlen=0)
+    assert wait_until(lambda: not host.workers())
+    assert wait_until(lambda: host.left_over() == [])
+
+
+def test_a_reader_that_goes_early_stops_the_device(host, artifacts, photo_folder):
+    images = sorted(photo_folder.rglob("*.jpg"))
+    with Link(host.device) as link:
+        running = link.run(artifacts[0], [[images[i % len(images)]] for i in range(3000)])
+        next(running.results)
+    assert wait_until(lambda: not host.workers())
+    assert wait_until(lambda: host.left_over() == [])
 
 
 def test_it_diagnoses_itself_and_needs_no_vitkit(host, runtime_python):

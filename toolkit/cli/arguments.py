@@ -21,3 +21,11 @@ DevicesFile = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option("--devices", help="File of devices (devices.toml in your configuration folder)."),
 ]
+EngineDevice = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--device",
+        help="A device of this machine (cpu, gpu, npu, cuda), or NAME or NAME:DEVICE of "
+        "vitkit device list (cuda for TensorRT, else cpu).",
+    ),
+]

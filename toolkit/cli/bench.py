@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn, Optional
 
 import typer
 
-from vitkit.cli.arguments import DevicesFile, Threads
+from vitkit.cli.arguments import DevicesFile, EngineDevice, Threads
 from vitkit.cli.show import print_table, say, step_bar
 
 if TYPE_CHECKING:
@@ -29,14 +29,7 @@ _UNUSED_BY_PHONES = {
 
 def bench(
     artifacts: Annotated[list[Path], typer.Argument(help="Artifact folders; several are interleaved.")],
-    device: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(
-            "--device",
-            help="A device of this machine (cpu, gpu, npu, cuda), or NAME or NAME:DEVICE of "
-            "vitkit device list (cuda for TensorRT, else cpu).",
-        ),
-    ] = None,
+    device: EngineDevice = None,
     devices: DevicesFile = None,
     threads: Threads = None,
     duration: Annotated[float, typer.Option(help="Seconds recorded for each artifact and scope.")] = 10.0,

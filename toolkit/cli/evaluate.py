@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from vitkit.cli.arguments import JsonFlag, Threads
-from vitkit.cli.show import print_json, print_table, progress_bar, say
+from vitkit.cli.arguments import DevicesFile, EngineDevice, JsonFlag, Threads
+from vitkit.cli.show import print_json, print_table, progress_bar, say, step_bar
 
 if TYPE_CHECKING:
-    from vitkit.evaluate.results import Table
+    from vitkit.devices.registry import Device
+    from vitkit.evaluate.results import Result, Table
+    from vitkit.runtimes.card import ModelCard
 
 
 def evaluate(
@@ -40,10 +42,14 @@ def evaluate(
         Optional[Path],  # noqa: UP045
         typer.Option("--save", help="Panoptic: write the predictions, FILE.json and the folder FILE/."),
     ] = None,
+    device: EngineDevice = None,
+    devices: DevicesFile = None,
     threads: Threads = None,
     json: JsonFlag = False,
 ) -> None:
     """Measure the accuracy of a network, on the engine itself, or of predictions that any tool made.
+
+    With --device NAME an engine prepares the images and runs on that machine; its outputs are scored here.
 
     Classification: top-1 and top-5; folders are matched with the card's label ids (such as ImageNet's
     n01440764) or its labels, or, if none of these is a number, with class numbers from 0. Panoptic
@@ -51,29 +57,63 @@ def evaluate(
     segmentation: mean IoU at the size of the images, with DIR/labels/NAME.png as the class index of every
     pixel of DIR/images/NAME.jpg, 255 ignored, or with a panoptic set as the truth.
     """
-    from vitkit.evaluate import evaluate, open_network
+    from vitkit.devices.registry import find_machine
     from vitkit.evaluate.results import to_json
     from vitkit.runtimes.errors import BadRequest
 
     if (network is None) == (predictions is None):
         raise BadRequest("name either a network or --predictions FILE.json")
     if predictions is not None:
-        if fast or save or threads:
-            raise BadRequest("--fast, --save and --threads are for networks, not for --predictions")
+        if fast or save or threads or device:
+            raise BadRequest("--fast, --save, --threads and --device are for networks, not for --predictions")
         _evaluate_predictions(predictions, data, split, json)
     elif network is not None:
+        machine, engine_device = find_machine(device, devices)
         given = {"split": split, "fast": fast or None, "save": save}
         options = {name: value for name, value in given.items() if value is not None}
-        opened = open_network(network, threads)
-        with closing(opened), progress_bar("evaluating") as progress:
-            result = evaluate(opened, data, progress, **options)
-        card = opened.card
-        if json:
-            print_json(to_json(network, card, result))
+        if machine is None:
+            card, result = _evaluate_here(network, data, threads, engine_device, options)
         else:
-            _print(result.shown(f"{card.name}, {card.target} {card.precision}"))
+            card, result = _evaluate_on(machine, network, data, threads, engine_device, options)
+        name = machine.name if machine else None
+        if json:
+            print_json(to_json(network, card, result, name))
+        else:
+            where = f" on {name}" if name else ""
+            _print(result.shown(f"{card.name}, {card.target} {card.precision}{where}"))
         if save is not None:
             say(f"predictions: {save}")
+
+
+def _evaluate_here(
+    network: Path, data: Path, threads: int | None, device: str | None, options: dict[str, Any]
+) -> tuple[ModelCard, Result]:
+    from vitkit.evaluate import evaluate, open_network
+
+    opened = open_network(network, threads, device)
+    with closing(opened), progress_bar("evaluating") as progress:
+        return opened.card, evaluate(opened, data, progress, **options)
+
+
+def _evaluate_on(
+    machine: Device,
+    network: Path,
+    data: Path,
+    threads: int | None,
+    engine_device: str | None,
+    options: dict[str, Any],
+) -> tuple[ModelCard, Result]:
+    from vitkit.devices.network import open_network_on
+    from vitkit.evaluate import evaluate
+
+    with step_bar() as show:
+        opened = open_network_on(
+            machine, network, engine_device=engine_device, threads=threads, progress=show
+        )
+        text = f"evaluating on {machine.name}"
+        with closing(opened):
+            result = evaluate(opened, data, lambda done, total: show(text, done / total), **options)
+    return opened.card, result
 
 
 def _evaluate_predictions(predictions: Path, data: Path, split: str | None, json: bool) -> None:

@@ -13,13 +13,17 @@ from vitkit.cli.show import say
 def report(
     results: Annotated[
         list[Path],
-        typer.Argument(help="Files of vitkit bench --json FILE and vitkit evaluate --json > FILE."),
+        typer.Argument(
+            help="Files of vitkit bench --json FILE, vitkit evaluate --json > FILE and "
+            "vitkit verify --device NAME --json > FILE."
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("report.html"),
 ) -> None:
     """Write one self-contained page that compares measured artifacts and devices.
 
-    Latency of every query, accuracy against latency, size, environment, and what is an estimate. Results of
+    Latency of every query, accuracy against latency, size, engines here and on devices side by side,
+    environment, and what is an estimate. Results of
     one artifact are joined by the hashes of its files. The page needs no network and prints well.
     """
     from vitkit.report import write_report

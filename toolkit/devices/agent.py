@@ -1,4 +1,4 @@
-"""The far end of a connection to a device: keeps files by their hash, diagnoses, runs a worker to measure.
+"""The far end of a connection to a device: keeps files by their hash, diagnoses, runs a worker.
 
 It ends when the connection does.
 """
@@ -23,12 +23,12 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, cast
 
-from vitkit.devices.worker import COMMAND, MARK, request
+from vitkit.devices.worker import COMMAND, MARK, WORK
 from vitkit.runtimes.card import sha256
 
 # Home sends something at least every few seconds; after so much silence the link counts as lost.
 SILENCE_S = 60
-# Kept files are a cache: those that no bench has used for so long go.
+# Kept files are a cache: those that nothing has used for so long go.
 KEPT_S = 30 * 24 * 3600.0
 _PIECE = 1 << 20
 
@@ -64,8 +64,8 @@ def _answer(asked: Mapping[str, Any], store: Path, wheel: Path) -> None:
     elif asked["do"] == "put":
         receive(store, asked["file"], asked["offset"], asked["size"])
         _send(put=asked["file"])
-    elif asked["do"] == "bench":
-        _bench(asked, store, wheel)
+    elif asked["do"] in WORK:
+        _work(asked, store, wheel)
 
 
 def _send(**event: Any) -> None:
@@ -133,25 +133,23 @@ def _drop_old(paths: Iterable[Path]) -> None:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _bench(asked: Mapping[str, Any], store: Path, wheel: Path) -> None:
+def _work(asked: Mapping[str, Any], store: Path, wheel: Path) -> None:
+    """Lay out the folders that the work needs, from kept files, and run a worker beside them."""
     run = Path(tempfile.mkdtemp(prefix="run.", dir=store.parent))
     try:
         for folder, files in asked["folders"].items():
             (run / folder).mkdir()
             for name, digest in files.items():
                 os.link(store / digest, run / folder / name)
-        options = dict(asked["options"])
-        if options.get("images"):
-            options["images"] = str(run / options["images"])
-        artifacts = [str(run / folder) for folder in asked["artifacts"]]
-        code = _work(request(artifacts, options), wheel)
+        body = {key: value for key, value in asked.items() if key != "folders"}
+        code = _run_worker(json.dumps({**body, "folder": str(run)}).encode(), wheel)
         if code:
             _send(crashed=code)
     finally:
         shutil.rmtree(run, ignore_errors=True)
 
 
-def _work(body: bytes, wheel: Path) -> int:
+def _run_worker(body: bytes, wheel: Path) -> int:
     """Run the worker, whose events go straight home; it is killed when the link ends. Returns its code."""
     worker = subprocess.Popen(
         [sys.executable, *COMMAND],

@@ -1,6 +1,6 @@
-"""The near end of a connection to a device: sends files and a bench there, and returns the reports.
+"""The near end of a connection to a device: sends files and work there, and returns what comes of it.
 
-The far end is `vitkit.devices.agent`, whose `vitkit.devices.worker` runs the bench.
+The far end is `vitkit.devices.agent`, whose `vitkit.devices.worker` measures and runs engines.
 """
 
 from __future__ import annotations
@@ -12,23 +12,25 @@ import subprocess
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from io import BufferedIOBase
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 from vitkit.bench import BenchOptions, BenchReport, Progress, labels
 from vitkit.bench.isa import check_isa
 from vitkit.bench.measure import silent
 from vitkit.bench.pool import pool_files
+from vitkit.devices.outputs import unpack
 from vitkit.devices.registry import Device
 from vitkit.devices.wheel import runtime_wheel
-from vitkit.devices.worker import collect, events, raise_error
+from vitkit.devices.worker import collect, crash_text, events, raise_error
 from vitkit.doctor import Finding
-from vitkit.runtimes.card import CARD_FILE, read_artifact, sha256
-from vitkit.runtimes.engine import check_device
-from vitkit.runtimes.errors import BadRequest, DeviceError, VitkitError
+from vitkit.runtimes.card import CARD_FILE, ModelCard, read_artifact, read_card, sha256
+from vitkit.runtimes.engine import Outputs, check_device
+from vitkit.runtimes.errors import BadInput, BadRequest, DeviceError, RunFailed, VitkitError
 from vitkit.runtimes.tasks import decoder
 
 # Above all of the user's configuration, which holds for the rest: keys, agent, jump hosts, known hosts.
@@ -47,8 +49,10 @@ _SSH_OPTIONS = {
 _BEAT_S = 5.0
 _PIECE = 1 << 18
 _PATIENCE_S = 5.0
-# The folder of the drawn images on the device.
-_IMAGES = "images"
+# Folders on the device: of a bench's drawn images, and of the inputs that an engine is run on.
+_IMAGES, _INPUTS = "images", "inputs"
+# There folders have plain names: the user's own are free to hold anything.
+_ARTIFACT = "0"
 
 # Runs on the device before vitkit is there, maybe under an old Python: takes the wheel, then serves.
 _BOOT = """
@@ -111,6 +115,21 @@ class Condition:
     findings: list[Finding]
 
 
+class Ran(NamedTuple):
+    """The outputs (N, ...) of one group of N inputs, and the SHA-256 of each input as prepared there."""
+
+    outputs: Outputs
+    inputs: list[str]
+
+
+class Running(NamedTuple):
+    """An engine that runs on a device: its vendor's settings in force, and its outputs as they arrive."""
+
+    device: str
+    settings: dict[str, Any]
+    results: Iterator[Ran]
+
+
 class Link:
     """A connection to a device; use it by `with`. Leaving ends whatever runs there.
 
@@ -122,6 +141,7 @@ class Link:
         self._said: deque[str] = deque(maxlen=50)
         self._sending = threading.Lock()
         self._ended = threading.Event()
+        self.sent = 0
 
     def __enter__(self) -> Link:
         digest, wheel = runtime_wheel()
@@ -161,6 +181,8 @@ class Link:
         # The far end takes the end of its input for the order to stop; only then is the near end killed.
         with suppress(OSError):
             self._input.close()
+        # Outputs that nobody wants any more would keep it waiting.
+        self._output.close()
         try:
             self._process.wait(_PATIENCE_S)
         except subprocess.TimeoutExpired:
@@ -261,6 +283,7 @@ class Link:
             if found["stored"][digest] < sizes[digest]:
                 for size in self._put(digest, path, found["stored"][digest], sizes[digest]):
                     sent += size
+                    self.sent += size
                     progress(f"copying to {self.device.name}", sent / wanted)
         return sent
 
@@ -287,8 +310,11 @@ class Link:
         Of the folder `options.images`, the drawn sample is copied. Raises what `bench` raises, on the
         device. The link is used up then.
         """
-        folders, files = _layout(artifacts, options)
-        self.send(files, progress)
+        sources = {str(i): _engine_files(path) for i, path in enumerate(artifacts)}
+        if options.images:
+            drawn = pool_files(options.images, options.pool_size, options.seed)
+            sources[_IMAGES] = {f"{i:05}{path.suffix}": path for i, path in enumerate(drawn)}
+        folders = self._send_folders(sources, progress)
         self._ask(
             do="bench",
             artifacts=[str(i) for i in range(len(artifacts))],
@@ -303,6 +329,86 @@ class Link:
             raise self._lost()
         return self._named(reports, artifacts, options)
 
+    def run(
+        self,
+        artifact: Path,
+        groups: Sequence[Sequence[Path]],
+        *,
+        device: str | None = None,
+        threads: int | None = None,
+        progress: Progress = silent,
+    ) -> Running:
+        """Copy an artifact and input files to the device, and run the engine there on one group at a time.
+
+        An input is an image file, prepared there, or a `.npy` file of a prepared input (1, ...). `device` and
+        `threads` are those of `open_engine`. Raises what `open_engine` raises, on the device; going through
+        the results raises BadInput for an image that cannot be read, RunFailed if the engine fails or
+        crashes, DeviceError for outputs that the card does not describe. The link is used up then.
+        """
+        sources = {_ARTIFACT: _engine_files(artifact), _INPUTS: {}}
+        asked: list[list[tuple[str, str]]] = []
+        for group in groups:
+            asked.append([])
+            for path in group:
+                # The user's own names are free to hold anything.
+                name = f"{len(sources[_INPUTS]):06}{path.suffix if path.suffix == '.npy' else ''}"
+                sources[_INPUTS][name] = path
+                asked[-1].append((f"{_INPUTS}/{name}", str(path)))
+        folders = self._send_folders(sources, progress)
+        progress(f"opening the engine on {self.device.name}", 0.0)
+        self._ask(
+            do="run",
+            artifact=_ARTIFACT,
+            name=str(artifact),
+            groups=asked,
+            folders=folders,
+            device=device,
+            threads=threads,
+        )
+        opened = self._next_of_run("while it was opened")
+        try:
+            results = self._results(read_card(artifact), groups)
+            return Running(str(opened["device"]), dict(opened["settings"]), results)
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._unusable("as it opened the engine", error) from None
+
+    def _results(self, card: ModelCard, groups: Sequence[Sequence[Path]]) -> Iterator[Ran]:
+        for group in groups:
+            on = f"on {group[0]}{f' and {len(group) - 1} more' if len(group) > 1 else ''}"
+            event = self._next_of_run(on)
+            try:
+                stream = cast(BufferedIOBase, self._output)
+                ran = Ran(unpack(event["outputs"], stream, card.outputs, len(group)), list(event["inputs"]))
+            except (ValueError, KeyError, TypeError) as error:
+                raise self._unusable(on, error) from None
+            except EOFError:
+                raise self._lost() from None
+            yield ran
+
+    def _unusable(self, when: str, error: Exception) -> DeviceError:
+        return DeviceError(f"{self.device.name}: what it returned {when} cannot be used: {error!r}")
+
+    def _next_of_run(self, when: str) -> dict[str, Any]:
+        event = self._next()
+        if "crashed" in event:
+            raise RunFailed(f"{self.device.name}: {crash_text(event['crashed'], when)}")
+        return event
+
+    def _send_folders(
+        self, sources: Mapping[str, Mapping[str, Path]], progress: Progress
+    ) -> dict[str, dict[str, str]]:
+        """Copy files by folder and name; returns their SHA-256 in the same order."""
+        try:
+            folders = {
+                folder: {name: sha256(path) for name, path in named.items()}
+                for folder, named in sources.items()
+            }
+        except OSError as error:
+            raise BadInput(f"a file cannot be sent to {self.device.name}: {error}") from None
+        files = {folders[folder][name]: path for folder in sources for name, path in sources[folder].items()}
+        self.send(files, progress)
+        return folders
+
     def _named(
         self, reports: list[BenchReport], artifacts: Sequence[Path], options: BenchOptions
     ) -> list[BenchReport]:
@@ -314,28 +420,9 @@ class Link:
         return [replace(report, artifact=names[int(report.artifact)]) for report in reports]
 
 
-def _layout(
-    artifacts: Sequence[Path], options: BenchOptions
-) -> tuple[dict[str, dict[str, str]], dict[str, Path]]:
-    """SHA-256 by folder and name of everything a bench reads, and the files by their SHA-256.
-
-    On the device folders have numbers for names: the user's own are free to hold anything.
-    """
-    sources = {
-        str(i): [path / name for name in (CARD_FILE, *read_artifact(path).card.files)]
-        for i, path in enumerate(artifacts)
-    }
-    if options.images:
-        sources[_IMAGES] = pool_files(options.images, options.pool_size, options.seed)
-    folders: dict[str, dict[str, str]] = {folder: {} for folder in sources}
-    files: dict[str, Path] = {}
-    for folder, paths in sources.items():
-        for i, path in enumerate(paths):
-            digest = sha256(path)
-            name = f"{i:05}{path.suffix}" if folder == _IMAGES else path.name
-            folders[folder][name] = digest
-            files[digest] = path
-    return folders, files
+def _engine_files(artifact: Path) -> dict[str, Path]:
+    """Everything that opening an engine reads, by name."""
+    return {name: artifact / name for name in (CARD_FILE, *read_artifact(artifact).card.files)}
 
 
 def _command(device: Device, digest: str, size: int) -> list[str]:
@@ -377,6 +464,16 @@ def _reason(device: Device, code: int, said: Sequence[str]) -> str:
     return f"{name}: the device's process ended early (exit code {code}){last}"
 
 
+@contextmanager
+def connect(device: Device, progress: Progress = silent) -> Iterator[Link]:
+    """An open `Link`; raises DeviceError as it does, and if the device is no Jetson but should be."""
+    progress(f"reaching {device.name}", 0.0)
+    with Link(device) as link:
+        if device.kind == "jetson" and not link.check().jetson:
+            raise DeviceError(f"{device.name} is no Jetson; change its entry: --kind ssh")
+        yield link
+
+
 def bench_on(
     device: Device, artifacts: Sequence[Path], options: BenchOptions, *, progress: Progress = silent
 ) -> list[BenchReport]:
@@ -386,15 +483,16 @@ def bench_on(
     for or that ignores `options.max_isa`, and DeviceError for an engine's device that the target cannot have.
     """
     for path in artifacts:
-        _check_fits(device, path, options)
-    progress(f"reaching {device.name}", 0.0)
-    with Link(device) as link:
-        if device.kind == "jetson" and not link.check().jetson:
-            raise DeviceError(f"{device.name} is no Jetson; change its entry: --kind ssh")
+        card = check_fits(device, path, options.device)
+        decoder(card, options.decode)
+        if options.max_isa is not None:
+            check_isa(options.max_isa, [path])
+    with connect(device, progress) as link:
         return link.bench(artifacts, options, progress=progress)
 
 
-def _check_fits(device: Device, path: Path, options: BenchOptions) -> None:
+def check_fits(device: Device, path: Path, engine_device: str | None) -> ModelCard:
+    """The card of an artifact that may run on a device; raises BadArtifact, and else as `bench_on`."""
     card = read_artifact(path).card
     if device.targets and card.target not in device.targets:
         meant = ", ".join(device.targets)
@@ -402,7 +500,18 @@ def _check_fits(device: Device, path: Path, options: BenchOptions) -> None:
             f"{path} is compiled for {card.target}, and {device.name} is meant for {meant}; if it can run "
             f"that too: {_again(device, f'--target {card.target}')}"
         )
-    check_device(card.target, options.device)
-    decoder(card, options.decode)
-    if options.max_isa is not None:
-        check_isa(options.max_isa, [path])
+    check_device(card.target, engine_device)
+    return card
+
+
+def check_runs_engines(device: Device, path: Path, engine_device: str | None) -> ModelCard:
+    """The card of an artifact whose outputs are wanted from a device.
+
+    Raises BadRequest for a phone, and what `check_fits` raises.
+    """
+    if device.kind == "adb":
+        raise BadRequest(
+            f"{device.name} is a phone, whose benchmark_model measures but returns no outputs; use a machine "
+            f"of kind ssh, or measure alone with: vitkit bench {path} --device {device.name}"
+        )
+    return check_fits(device, path, engine_device)

@@ -1,4 +1,4 @@
-"""The part of vitkit that measures engines, as a wheel for devices, made from the files that run here."""
+"""The part of vitkit that runs and measures engines, as a wheel for devices, made from its files here."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ _MODULES = (
     "vitkit.doctor",
     "vitkit.devices",
     "vitkit.devices.agent",
+    "vitkit.devices.outputs",
     "vitkit.devices.worker",
 )
 _EPOCH = (1980, 1, 1, 0, 0, 0)

@@ -14,7 +14,6 @@ from vitkit.evaluate.classes import class_indices
 from vitkit.evaluate.network import Network, check_finite
 from vitkit.evaluate.results import Table
 from vitkit.runtimes.errors import BadArtifact
-from vitkit.runtimes.image import prepare_batch, read_image
 
 BATCH = 16
 # Options of `evaluate` beside the network and the data: none.
@@ -70,9 +69,9 @@ def evaluate(
     output = card.decode.get("probabilities") or card.decode.get("logits", card.outputs[0].name)
     ranks: list[int] = []
     predictions: list[int] = []
-    for start in range(0, len(items), BATCH):
-        paths = [path for path, _ in items[start : start + BATCH]]
-        outputs = network.predict(prepare_batch(map(read_image, paths), card.image))
+    files = [path for path, _ in items]
+    for start, outputs in zip(range(0, len(files), BATCH), network.outputs_of(files, BATCH), strict=True):
+        paths = files[start : start + BATCH]
         check_finite(card, outputs, paths)
         scores = outputs[output]
         if scores.ndim != 2 or scores.shape[1] <= truth.max():

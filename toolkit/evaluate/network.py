@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,19 +12,34 @@ from numpy.typing import NDArray
 from vitkit.evaluate.results import Result
 from vitkit.runtimes.card import ModelCard, read_card
 from vitkit.runtimes.errors import BadRequest, RunFailed
+from vitkit.runtimes.image import prepare_batch, read_image
 from vitkit.runtimes.tasks import TASKS, task_module
 
 
 class Network(NamedTuple):
     """A run or an artifact behind one call: prepared inputs (N, ...) -> outputs by name.
 
-    `decisions` are those inside a run's network, as `Source.decisions`; an engine does not return them.
+    `decisions` are those inside a run's network, as `Source.decisions`; an engine does not return them. A
+    network on another machine has `run_files` instead of `predict`: it takes image files, as `outputs_of`.
     """
 
     card: ModelCard
     predict: Callable[[NDArray[Any]], dict[str, NDArray[Any]]]
     close: Callable[[], None]
     decisions: Callable[[NDArray[Any]], dict[str, NDArray[Any]]] = lambda inputs: {}
+    run_files: Callable[[Sequence[Path], int], Iterator[dict[str, NDArray[Any]]]] | None = None
+
+    def outputs_of(self, files: Sequence[Path], batch: int = 1) -> Iterator[dict[str, NDArray[Any]]]:
+        """Outputs (N, ...) of image files in their order, `batch` at a time, at last those that are left.
+
+        What a metric reads. Raises BadInput for a file that cannot be read, RunFailed if the engine fails.
+        """
+        if self.run_files is not None:
+            yield from self.run_files(files, batch)
+            return
+        for start in range(0, len(files), batch):
+            images = map(read_image, files[start : start + batch])
+            yield self.predict(prepare_batch(images, self.card.image))
 
 
 def check_finite(card: ModelCard, outputs: Mapping[str, NDArray[Any]], images: Sequence[Path]) -> None:
@@ -38,11 +53,19 @@ def check_finite(card: ModelCard, outputs: Mapping[str, NDArray[Any]], images: S
             )
 
 
-def open_network(path: Path, threads: int | None = None) -> Network:
-    """Open a run folder (in torch) or an artifact (in its engine). Raises BadArtifact."""
+def open_network(path: Path, threads: int | None = None, device: str | None = None) -> Network:
+    """Open a run folder (in torch) or an artifact (in its engine, on its `device`).
+
+    Raises BadArtifact, what `open_engine` raises, and BadRequest for a run with a `device`.
+    """
     from vitkit.runtimes.engine import check_threads, open_engine
 
     if read_card(path).target == "torch":
+        if device is not None:
+            raise BadRequest(
+                f"{path} is a run, which torch evaluates here; --device is for engines: make one with: "
+                f"vitkit export {path} --target onnx -o {path}-onnx"
+            )
         from vitkit.exporters.source import Source
         from vitkit.runs import load_run
 
@@ -54,7 +77,7 @@ def open_network(path: Path, threads: int | None = None) -> Network:
             torch.set_num_threads(threads)
         source = Source(run.model, run.card)
         return Network(run.card, source.predict, lambda: None, source.decisions)
-    engine = open_engine(path, threads=threads)
+    engine = open_engine(path, threads=threads, device=device)
     return Network(engine.card, engine.run_batched, engine.close)
 
 

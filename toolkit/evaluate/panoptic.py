@@ -20,7 +20,7 @@ from vitkit.evaluate.network import Network, check_finite
 from vitkit.evaluate.panoptic_quality import PanopticQuality, QualityReport
 from vitkit.runtimes.card import ModelCard
 from vitkit.runtimes.errors import BadArtifact, BadInput
-from vitkit.runtimes.image import placement, prepare_batch, read_image
+from vitkit.runtimes.image import placement, read_image
 from vitkit.runtimes.panoptic import Panoptic, Segment
 from vitkit.runtimes.tasks import decoder
 
@@ -60,11 +60,12 @@ def evaluate(
     quality = PanopticQuality(truth.categories)
 
     def results() -> Iterator[tuple[int | str, NDArray[np.int32], tuple[SegmentInfo, ...]]]:
-        for done, image in enumerate(truth.images, start=1):
-            pixels = read_image(image.file)
-            outputs = network.predict(prepare_batch([pixels], network.card.image))
+        every = zip(truth.images, network.outputs_of([image.file for image in truth.images]), strict=True)
+        for done, (image, outputs) in enumerate(every, start=1):
             check_finite(network.card, outputs, [image.file])
-            place = placement(pixels.shape[0], pixels.shape[1], network.card.image)
+            # Read again for its size alone; beside the network that costs little.
+            height, width, _ = read_image(image.file).shape
+            place = placement(height, width, network.card.image)
             result: Panoptic = decode(
                 {name: value[0] for name, value in outputs.items()}, network.card, place
             )

@@ -26,7 +26,7 @@ from vitkit.evaluate.network import Network, check_finite
 from vitkit.evaluate.results import Table
 from vitkit.runtimes.card import ModelCard
 from vitkit.runtimes.errors import BadArtifact, BadInput, BadRequest, VitkitError
-from vitkit.runtimes.image import MAX_FILE_BYTES, placement, prepare_batch, read_image
+from vitkit.runtimes.image import MAX_FILE_BYTES, placement, read_image
 from vitkit.runtimes.listing import find_images
 from vitkit.runtimes.pillow import pillow
 from vitkit.runtimes.reading import open_file
@@ -157,11 +157,11 @@ def evaluate(
     decode = decoder(card)
     truth = _open_truth(card, data, split)
     overlap = Overlap(len(truth.names))
-    for number, file in enumerate(truth.files):
-        pixels = read_image(file)
-        outputs = network.predict(prepare_batch([pixels], card.image))
+    for number, (file, outputs) in enumerate(zip(truth.files, network.outputs_of(truth.files), strict=True)):
         check_finite(card, outputs, [file])
-        place = placement(pixels.shape[0], pixels.shape[1], card.image)
+        # Read again for its size alone; beside the network that costs little.
+        height, width, _ = read_image(file).shape
+        place = placement(height, width, card.image)
         result: Semantic = decode({name: value[0] for name, value in outputs.items()}, card, place)
         classes = truth.read(number)
         if classes.shape != result.classes.shape:

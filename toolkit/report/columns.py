@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from vitkit.bench import BenchReport, Ratio
 from vitkit.report.results import Evaluation, Results
-from vitkit.report.rows import Artifact, Row, data_of, facts_of, flat, letter, setting_of
+from vitkit.report.rows import Artifact, Compared, Row, data_of, facts_of, flat, letter, setting_of
 from vitkit.report.tables import Cell, Column
-from vitkit.report.text import LONG, shown, significant
+from vitkit.report.text import LONG, count_or_figure, shown, significant
 
 
 def where_column(settings: Sequence[str]) -> Column:
@@ -52,6 +52,27 @@ def artifact_columns(results: Results) -> list[Column]:
         Column("MB", lambda row: None if row.one.size_bytes is None else _number(row.one.size_bytes / 1e6)),
         *_accuracies(results.evaluations),
         Column("files, SHA-256", lambda row: _name(", ".join(_hashes(row.one.files)))),
+    ]
+
+
+def comparison_columns() -> list[Column]:
+    """Of rows of `Compared`."""
+
+    def figure(place: str) -> Callable[[Compared], Cell | None]:
+        def cell(row: Compared) -> Cell | None:
+            value = getattr(row.figure, place)
+            return None if value is None else Cell(count_or_figure(value), value)
+
+        return cell
+
+    return [
+        Column("artifact", lambda row: _name(row.one.artifact, "" if row.one.ok else "broken")),
+        Column("device", lambda row: _name(row.one.machine), shared=True),
+        Column("inputs", lambda row: _name(row.figure.inputs)),
+        Column("figure", lambda row: _name(row.figure.figure.replace("_", " "))),
+        Column("here", figure("here")),
+        Column("there", figure("there")),
+        Column("there against here", figure("between")),
     ]
 
 

@@ -12,6 +12,7 @@ from vitkit.bench import SCOPES, BenchReport
 from vitkit.bench.tables import check_notes
 from vitkit.report.columns import (
     artifact_columns,
+    comparison_columns,
     energy_cell,
     environment_columns,
     latency_columns,
@@ -21,6 +22,7 @@ from vitkit.report.columns import (
 from vitkit.report.plots import SERIES, Point, Strip, pareto, strips
 from vitkit.report.results import Evaluation, Results
 from vitkit.report.rows import (
+    Compared,
     Row,
     artifacts_of,
     data_of,
@@ -28,6 +30,7 @@ from vitkit.report.rows import (
     facts_of,
     is_fast,
     letter,
+    machine_of,
     rows_of,
     setting_of,
 )
@@ -63,6 +66,10 @@ _EMULATED = (
     "stay those of this CPU."
 )
 _GENERATED = "latency on generated images stands for that on real ones."
+_BESIDE = (
+    "The same engine on the machine that compared and on a device: both against the float model, and, in the "
+    "last column, the outputs there against those here."
+)
 _ACCURACY = "Accuracy is a separate run of the same artifact, recognised by the hashes of its files."
 
 
@@ -81,6 +88,7 @@ def page(results: Results) -> str:
         _legend(settings),
         *sections,
         _artifacts(results),
+        _comparisons(results),
         _start(rows, where),
         _circumstances(results.reports),
         _estimates(results, rows),
@@ -167,7 +175,10 @@ def _scope(scope: str, rows: Sequence[Row], settings: Sequence[str], where: Colu
             (row, one)
             for row in valid
             for one in row.evaluations
-            if one.subject == subject and (scope == "engine" or one.fast == is_fast(row.report))
+            if one.subject == subject
+            and (scope == "engine" or one.fast == is_fast(row.report))
+            # Accuracy of a device stands for that device; accuracy from here stands for any.
+            and one.machine in ("", machine_of(row.report))
         ]
         beside = [row for row, _ in found]
         points = [(label(row, beside), place(row), row.report, one) for row, one in found]
@@ -226,6 +237,20 @@ def _tradeoff(scope: str, found: Sequence[tuple[str, int, BenchReport, Evaluatio
 def _artifacts(results: Results) -> str:
     found = table(artifact_columns(results), artifacts_of(results), "Artifacts")
     return f"<section><h2>Artifacts</h2>\n{found}</section>\n"
+
+
+def _comparisons(results: Results) -> str:
+    if not results.verifications:
+        return ""
+    failed = [
+        f"<b>Failed:</b> {html(one.artifact)}: {html(one.failure, LONG)}."
+        for one in results.verifications
+        if one.failure
+    ]
+    rows = [Compared(one, figure) for one in results.verifications for figure in one.figures]
+    found = table(comparison_columns(), rows, "Here and there") if rows else ""
+    warning = f"<div class=warning role=note>{_list(failed)}</div>\n" if failed else ""
+    return f"<section><h2>Here and there</h2>\n<p>{_BESIDE}</p>\n{warning}{found}</section>\n"
 
 
 def _start(rows: Sequence[Row], where: Column) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vitkit.bench.report import BenchReport, from_body
-from vitkit.evaluate.results import FORMAT
+from vitkit.evaluate.results import FORMAT, Beside, side_by_side
 from vitkit.runtimes.errors import BadInput, BadRequest
 from vitkit.runtimes.reading import MAX_REPORT_BYTES, read_json
 
@@ -22,7 +22,8 @@ class Evaluation:
     """Accuracy of one artifact or run on one data set: `value` per cent of `metric`.
 
     `low` and `high` bound it at 95 % confidence by Wilson's interval if it is a share of `images`; else
-    None. `fast` is the decoding of a panoptic network. `size_bytes` is None for a run.
+    None. `fast` is the decoding of a panoptic network. `size_bytes` is None for a run. `machine` is the
+    device it ran on, empty for the machine that evaluated.
     """
 
     artifact: str
@@ -38,11 +39,31 @@ class Evaluation:
     images: int
     data: str
     fast: bool
+    machine: str = ""
 
     @property
-    def subject(self) -> tuple[str, str, int, bool]:
-        """Metric and data; only values that share these compare."""
-        return self.metric, self.data, self.images, self.fast
+    def subject(self) -> tuple[str, str, int, bool, str]:
+        """Metric, data and machine; values that share these compare."""
+        return self.metric, self.data, self.images, self.fast, self.machine
+
+
+@dataclass(frozen=True)
+class Verification:
+    """An artifact on the device `machine` beside itself here: what `verify --device --json` found.
+
+    `failure` is how it failed there; None if it ran.
+    """
+
+    artifact: str
+    name: str
+    target: str
+    precision: str
+    files: dict[str, str]
+    size_bytes: int | None
+    machine: str
+    ok: bool
+    failure: str | None
+    figures: list[Beside]
 
 
 class Results(NamedTuple):
@@ -50,6 +71,7 @@ class Results(NamedTuple):
 
     reports: list[BenchReport]
     evaluations: list[Evaluation]
+    verifications: Sequence[Verification] = ()
 
     def evaluations_of(self, files: dict[str, str]) -> list[Evaluation]:
         """Those of the artifact with exactly these files."""
@@ -57,7 +79,7 @@ class Results(NamedTuple):
 
 
 def read_results(paths: Sequence[Path]) -> Results:
-    """Read bench and evaluate results; the same result in two files counts once.
+    """Read bench, evaluate and verify results; the same result in two files counts once.
 
     Raises BadRequest if no result is named, BadInput for a file that is no such result, holds none or
     was written by an earlier vitkit without the artifact's hashes, and for results of one artifact that
@@ -67,6 +89,7 @@ def read_results(paths: Sequence[Path]) -> Results:
         raise BadRequest("no results; name files that `vitkit bench --json FILE` wrote")
     reports: list[BenchReport] = []
     evaluations: list[Evaluation] = []
+    verifications: list[Verification] = []
     sources: dict[tuple[str, ...], tuple[Path, dict[str, str]]] = {}
     for path in paths:
         found = _read(path)
@@ -75,13 +98,16 @@ def read_results(paths: Sequence[Path]) -> Results:
             if isinstance(one, BenchReport):
                 if one not in reports:
                     reports.append(one)
+            elif isinstance(one, Verification):
+                if one not in verifications:
+                    verifications.append(one)
             elif one not in evaluations:
                 _check_agrees(one, path, evaluations)
                 evaluations.append(one)
-    return Results(reports, evaluations)
+    return Results(reports, evaluations, verifications)
 
 
-def _read(path: Path) -> Sequence[BenchReport | Evaluation]:
+def _read(path: Path) -> Sequence[BenchReport | Evaluation | Verification]:
     try:
         body = read_json(path, MAX_REPORT_BYTES)
     except (OSError, ValueError, RecursionError) as error:
@@ -93,10 +119,13 @@ def _read(path: Path) -> Sequence[BenchReport | Evaluation]:
         return reports
     if isinstance(body, dict) and "network" in body and body.keys() & {"metric", "top1", "all"}:
         return [_evaluation(body, path)]
+    if isinstance(body, dict) and {"network", "checks", "between"} <= body.keys():
+        return [_verification(body, path)]
     predictions = isinstance(body, dict) and "predictions" in body
     raise BadInput(
         f"{path} holds {'accuracy of predictions, not of an artifact' if predictions else 'something else'}; "
-        "results are what `vitkit bench --json FILE` and `vitkit evaluate NETWORK --json > FILE` write"
+        "results are what `vitkit bench --json FILE`, `vitkit evaluate NETWORK --json > FILE` and "
+        "`vitkit verify ARTIFACT --device NAME --json > FILE` write"
     )
 
 
@@ -114,15 +143,41 @@ def _evaluation(body: dict[str, Any], path: Path) -> Evaluation:
         raise BadInput(f"{path} is damaged: {error!r}") from None
 
 
-def _checked(body: dict[str, Any]) -> Evaluation:
-    texts = {key: body[key] for key in ("artifact", "name", "target", "precision", "data")}
-    files, size, images, fast = body["files"], body["size_bytes"], body["images"], body.get("fast", False)
-    metric, value = _figure(body)
+def _verification(body: dict[str, Any], path: Path) -> Verification:
+    if body.get("format") != FORMAT:
+        raise BadInput(f"{path} has format {body.get('format')!r}; this vitkit reads {FORMAT}")
+    try:
+        known = _identity(body)
+        ok, failure = body["ok"], body["failure"]
+        if not known["machine"] or type(ok) is not bool or not isinstance(failure, (str, type(None))):
+            raise ValueError("'machine', 'ok' or 'failure' cannot be used")
+        return Verification(**known, ok=ok, failure=failure, figures=side_by_side(body))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadInput(f"{path} is damaged: {error!r}") from None
+
+
+def _identity(body: dict[str, Any]) -> dict[str, Any]:
+    """What names an artifact and the machine it ran on; raises ValueError or KeyError."""
+    texts = {key: body[key] for key in ("artifact", "name", "target", "precision")}
+    texts["machine"] = body.get("machine") or ""
+    files, size = body["files"], body["size_bytes"]
     known = isinstance(files, dict) and files and all(isinstance(each, str) for each in files.values())
     for what, good in {
-        "the texts": all(isinstance(text, str) for text in (*texts.values(), metric)),
+        "the texts": all(isinstance(text, str) for text in texts.values()),
         "'files'": known,
         "'size_bytes'": size is None or (type(size) is int and size >= 0),
+    }.items():
+        if not good:
+            raise ValueError(f"{what} cannot be used")
+    return {**texts, "files": files, "size_bytes": size}
+
+
+def _checked(body: dict[str, Any]) -> Evaluation:
+    known, data = _identity(body), body["data"]
+    images, fast = body["images"], body.get("fast", False)
+    metric, value = _figure(body)
+    for what, good in {
+        "the texts": isinstance(data, str) and isinstance(metric, str),
         "'images'": type(images) is int and images > 0,
         "'fast'": type(fast) is bool,
         metric: type(value) in (int, float) and 0 <= value <= 100,
@@ -131,9 +186,8 @@ def _checked(body: dict[str, Any]) -> Evaluation:
             raise ValueError(f"{what} cannot be used")
     low, high = _wilson(value / 100, images) if metric == "top-1" else (None, None)
     return Evaluation(
-        **texts,
-        files=files,
-        size_bytes=size,
+        **known,
+        data=data,
         metric=metric,
         value=value,
         low=low,
@@ -159,7 +213,9 @@ def _wilson(share: float, n: int) -> tuple[float, float]:
 
 
 def _check_same(
-    one: BenchReport | Evaluation, path: Path, sources: dict[tuple[str, ...], tuple[Path, dict[str, str]]]
+    one: BenchReport | Evaluation | Verification,
+    path: Path,
+    sources: dict[tuple[str, ...], tuple[Path, dict[str, str]]],
 ) -> None:
     key = (one.artifact, one.name, one.target, one.precision)
     first, files = sources.setdefault(key, (path, one.files))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from vitkit.bench import BenchReport, Ratio, compare
-from vitkit.report.results import Evaluation, Results
+from vitkit.evaluate.results import Beside
+from vitkit.report.results import Evaluation, Results, Verification
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -21,8 +22,15 @@ class Row(NamedTuple):
 class Artifact(NamedTuple):
     """One artifact or run of the results."""
 
-    one: BenchReport | Evaluation
+    one: BenchReport | Evaluation | Verification
     evaluations: list[Evaluation]
+
+
+class Compared(NamedTuple):
+    """One figure of one artifact, here and on a device."""
+
+    one: Verification
+    figure: Beside
 
 
 def rows_of(results: Results) -> list[Row]:
@@ -44,10 +52,10 @@ def rows_of(results: Results) -> list[Row]:
 
 def artifacts_of(results: Results) -> list[Artifact]:
     """Every artifact and run of the results once, by the hashes of its files."""
-    found: dict[frozenset[tuple[str, str]], BenchReport | Evaluation] = {}
-    for report in results.reports:
-        found.setdefault(frozenset(report.files.items()), report)
-    for one in results.evaluations:
+    found: dict[frozenset[tuple[str, str]], BenchReport | Evaluation | Verification] = {}
+    every: list[BenchReport | Evaluation | Verification]
+    every = [*results.reports, *results.evaluations, *results.verifications]
+    for one in every:
         found.setdefault(frozenset(one.files.items()), one)
     return [Artifact(one, results.evaluations_of(one.files)) for one in found.values()]
 
@@ -71,6 +79,12 @@ def letter(i: int) -> str:
     return LETTERS[i] if i < len(LETTERS) else str(i + 1)
 
 
+def machine_of(report: BenchReport) -> str:
+    """The name of the device that it was measured on by `--device`; empty for the machine of the bench."""
+    machine = report.environment.get("machine")
+    return str(machine.get("name", "")) if isinstance(machine, dict) else ""
+
+
 def is_fast(report: BenchReport) -> bool:
     """True if scope `image` was decoded in the fast mode."""
     decode = report.protocol.get("decode")
@@ -80,7 +94,8 @@ def is_fast(report: BenchReport) -> bool:
 def data_of(one: Evaluation) -> str:
     """The data set in short, and how many images of it."""
     place = "/".join(one.data.replace("\\", "/").rstrip("/").split("/")[-2:])
-    return f"{place}, n {one.images:,}{', fast decode' if one.fast else ''}"
+    fast, where = ", fast decode" if one.fast else "", f", on {one.machine}" if one.machine else ""
+    return f"{place}, n {one.images:,}{fast}{where}"
 
 
 def flat(values: Any, depth: int = 4) -> str:

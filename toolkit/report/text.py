@@ -32,3 +32,8 @@ def significant(value: float) -> str:
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
+
+
+def count_or_figure(value: float) -> str:
+    """An integer in full, any other number as `significant`."""
+    return str(value) if isinstance(value, int) else significant(value)
