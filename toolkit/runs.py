@@ -16,6 +16,7 @@ from vitkit.runtimes.files import atomic_folder
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from vitkit.exporters.foreign import ForeignModule
     from vitkit.models import Model
 
 WEIGHTS_FILE = "model.safetensors"
@@ -26,7 +27,7 @@ CONFIG_FILE = "config.json"
 class Run:
     """A float model with its card; `path` is None for a model that was never saved."""
 
-    model: Model
+    model: Model | ForeignModule
     card: ModelCard
     path: Path | None = None
 
@@ -70,6 +71,8 @@ def load_run(path: Path) -> Run:
         raise BadArtifact(f"{path}: the card does not list {WEIGHTS_FILE}")
     weights = check_files(path, card, keep=[WEIGHTS_FILE])[WEIGHTS_FILE]
     try:
+        if "source" in card.provenance:
+            return Run(_foreign(card, load(weights)), card, path)
         model = build(card.provenance["model"], **card.provenance["options"])
         model.load_state_dict(load(weights))
     except (KeyError, TypeError, ValueError, ArithmeticError, OSError, RuntimeError) as error:
@@ -80,6 +83,17 @@ def load_run(path: Path) -> Run:
     if _described(card) != _described(own):
         raise BadArtifact(f"{path}: the card does not describe the model that it names")
     return Run(model.eval(), card, path)
+
+
+def _foreign(card: ModelCard, weights: Mapping[str, Tensor]) -> ForeignModule:
+    """The network of timm that a run was imported from."""
+    from vitkit.exporters.foreign import ForeignModule
+    from vitkit.models.timm_network import create_timm
+
+    source = card.provenance["source"]
+    network = create_timm(source["timm"], card.image.size, pretrained=False, classes=source["classes"])
+    network.load_state_dict(weights)
+    return ForeignModule(network.eval(), [spec.name for spec in card.outputs])
 
 
 def _described(card: ModelCard) -> tuple[Any, ...]:

@@ -19,8 +19,10 @@ from conftest import SHARED
 from torch import nn
 
 import vitkit
+from vitkit.cli.import_ import import_
+from vitkit.runs import load_run
 from vitkit.runtimes.card import ImageSpec, TensorSpec, write_card
-from vitkit.runtimes.errors import BadInput, BadRequest
+from vitkit.runtimes.errors import BadArtifact, BadInput, BadRequest
 from vitkit.runtimes.image import generated_photos, prepare, prepare_batch, read_image
 from vitkit.runtimes.listing import find_images
 from vitkit.sources import CardValues, build_card, parse_word, read_card_values, resolve
@@ -289,6 +291,27 @@ def test_weights_are_never_unpickled(tmp_path):
     with pytest.raises(BadInput, match="without running its code"):
         resolve(f"timm:test_vit={tmp_path / 'w.pth'}")
     assert not (tmp_path / "ran").exists()
+
+
+def test_an_imported_network_of_timm_is_a_run(tmp_path):
+    network = timm.create_model("test_vit", num_classes=7).eval()
+    torch.save(network.state_dict(), tmp_path / "w.pth")
+    import_(Path(f"timm:test_vit={tmp_path / 'w.pth'}"), out=tmp_path / "run")
+    run = load_run(tmp_path / "run")
+    assert run.card.labels == tuple("0123456")
+    inputs = prepare_batch(generated_photos(2), run.card.image)
+    with torch.no_grad():
+        wanted = network(torch.from_numpy(inputs)).numpy()
+    np.testing.assert_array_equal(resolve(str(tmp_path / "run")).predict(inputs)["logits"], wanted)
+    with pytest.raises(BadRequest, match="no option but -o"):
+        import_(Path("timm:test_vit"), format="psvit")
+    with pytest.raises(BadRequest, match="--format and --model"):
+        import_(tmp_path / "w.pth")
+    body = json.loads((tmp_path / "run" / "card.json").read_text())
+    body["provenance"]["source"]["classes"] = 8
+    (tmp_path / "run" / "card.json").write_text(json.dumps(body))
+    with pytest.raises(BadArtifact, match="whole run"):
+        load_run(tmp_path / "run")
 
 
 def test_another_size_of_a_vision_transformer():

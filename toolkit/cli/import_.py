@@ -16,11 +16,17 @@ if TYPE_CHECKING:
 
 
 def import_(
-    file: Annotated[Path, typer.Argument(help="The checkpoint: .pth or .safetensors.")],
-    format: Annotated[str, typer.Option("--format", help="Layout of the checkpoint: psvit or kmax.")],
-    model: Annotated[
-        str, typer.Option("--model", help="Model that the weights belong to (see: vitkit models).")
+    file: Annotated[
+        Path, typer.Argument(help="The checkpoint: .pth or .safetensors; or timm:NAME, timm:NAME=FILE.")
     ],
+    format: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--format", help="Layout of the checkpoint: psvit or kmax."),
+    ] = None,
+    model: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--model", help="Model that the weights belong to (see: vitkit models)."),
+    ] = None,
     out: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option("--out", "-o", help="Run folder to write (runs/MODEL, if it does not exist)."),
@@ -49,7 +55,7 @@ def import_(
 
     For the authors' released PS-ViT weights add --option qk_scale=dim. kMaX-DeepLab with ResNet-50, from its
     authors' PyTorch port, is --format kmax --model kmax_b; for other classes than COCO's add
-    --option num_classes=N and --categories.
+    --option num_classes=N and --categories. A network of timm is timm:NAME, or timm:NAME=FILE.
     """
     from dataclasses import asdict, replace
 
@@ -57,8 +63,16 @@ def import_(
     from vitkit.models.checkpoints import load_checkpoint
     from vitkit.runs import save_run
     from vitkit.runtimes.card import sha256
+    from vitkit.runtimes.errors import BadRequest
     from vitkit.runtimes.files import check_output_folder
 
+    if str(file).startswith("timm:"):
+        if any((format, model, option, weights, reset_head, categories)):
+            raise BadRequest(f"{file} is a network of timm with its own layout; give it no option but -o")
+        _import_timm(str(file), out)
+        return
+    if format is None or model is None:
+        raise BadRequest("a checkpoint needs --format and --model; networks of timm are timm:NAME=FILE")
     kind = _kind(weights)
     options = key_values(option or [], "--option")
     config = configure(model, options)
@@ -88,6 +102,24 @@ def import_(
     card = replace(card, provenance={**card.provenance, "weights": source})
     save_run(folder, imported.model, card, {"model": model, "options": asdict(config)})
     say(f"{folder}: {model} with the weights of {file.name}")
+
+
+def _import_timm(word: str, out: Path | None) -> None:
+    from vitkit.cli.card_flags import say_card
+    from vitkit.exporters.foreign import ForeignModule
+    from vitkit.runs import save_run
+    from vitkit.runtimes.files import check_output_folder
+    from vitkit.sources import CardValues, check_word, parse_word, timm_models
+
+    parsed = parse_word(word)
+    check_word(parsed, CardValues())
+    folder = out or _default_folder(parsed.name)
+    check_output_folder(folder, inputs=[parsed.path] if parsed.path else [])
+    source = timm_models.load(parsed.rest, CardValues())
+    assert isinstance(source.module, ForeignModule)
+    say_card(source.card)
+    save_run(folder, source.module.network, source.card, {"source": source.card.provenance["source"]})
+    say(f"{folder}: {source.card.name}")
 
 
 def _default_folder(model: str) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,35 +33,20 @@ def load(word: str, values: CardValues, keep_float: Sequence[str] = (), *, untra
     path = Path(file) if file else None
     if path is not None and not path.is_file():
         raise BadInput(f"the weights {path} do not exist or are not a file")
-    network = _create(name, values.size, pretrained=path is None and not untrained)
+    # Late, because it imports torch.
+    from vitkit.models.timm_network import create_timm
+
+    network = create_timm(name, values.size, pretrained=path is None and not untrained)
     origin: dict[str, Any] = {"timm": name}
     if path is not None:
         _fill(network, path, name)
         origin |= {"weights": path.name, "sha256": sha256(path)}
     elif untrained:
         origin |= {"weights": "untrained, seed 0"}
+    # With the name, all that a run of it needs to be built again.
+    origin["classes"] = network.num_classes
     said = configured(network, values.task)
     return wrap_network(network.eval(), name, values.over(said), origin, keep_float)
-
-
-def _create(name: str, size: tuple[int, int] | None, *, pretrained: bool) -> Any:
-    import torch
-
-    from vitkit.torchvision_shim import from_timm, timm
-
-    base = name.partition(".")[0]
-    if ":" not in name and not timm.is_model(base):
-        near = get_close_matches(base, timm.list_models(), 3)
-        raise BadRequest(
-            f"timm {timm.__version__} has no model {base!r}; "
-            + (f"like it are {', '.join(near)}" if near else "its models are in timm.list_models()")
-        )
-    config = timm.models.get_pretrained_cfg(name, allow_unregistered=True)
-    fixed = size is not None and config is not None and config.fixed_input_size
-    remedy = f"For weights in a file: timm:{name}=FILE; for random ones: --untrained" if pretrained else ""
-    with from_timm(f"timm cannot make {name}", remedy), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return timm.create_model(name, pretrained=pretrained, **({"img_size": size} if fixed else {}))
 
 
 def _fill(network: Any, path: Path, name: str) -> None:
