@@ -121,9 +121,9 @@ def export(
 
     `network` is a torch module, a `Source` of `wrap`, or a word as the command line takes it: a run folder,
     `timm:NAME`, `timm:NAME=FILE`, `hf:FOLDER`, `FILE.pt2`, `FILE.onnx`, `FILE.tflite`, `FILE.py:FACTORY`.
-    `image` to `keep_float` are as in `wrap`. `calib` is the folder of images that calibrate int8 (128 of them,
-    seed 0), or a `CalibrationSet`. `images` is a folder of images on which engine and network are compared
-    too. The rest is as in `vitkit.exporters.export`. `untrained` gives words random weights.
+    `image` to `keep_float` are as in `wrap`. `calib` is the folder of images that calibrate int8 (128 of
+    them, seed 0), or a `CalibrationSet`. `images` is a folder of images on which engine and network are
+    compared too. The rest is as in `vitkit.exporters.export`. `untrained` gives words random weights.
 
     Raises BadRequest, BadInput, BadArtifact, MissingBackend and DeviceError, and ExportFailed if the engine
     does not do what the network does.
