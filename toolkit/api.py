@@ -120,10 +120,10 @@ def export(
     """Make a verified artifact folder at `out`, whole or not at all.
 
     `network` is a torch module, a `Source` of `wrap`, or a word as the command line takes it: a run folder,
-    `timm:NAME`, `timm:NAME=FILE`, `hf:FOLDER`, `FILE.pt2`, `FILE.onnx`, `FILE.py:FACTORY`. `image` to
-    `keep_float` are as in `wrap`. `calib` is the folder of images that calibrate int8 (128 of them, seed 0),
-    or a `CalibrationSet`. `images` is a folder of images on which engine and network are compared too. The
-    rest is as in `vitkit.exporters.export`. `untrained` gives words random weights.
+    `timm:NAME`, `timm:NAME=FILE`, `hf:FOLDER`, `FILE.pt2`, `FILE.onnx`, `FILE.tflite`, `FILE.py:FACTORY`.
+    `image` to `keep_float` are as in `wrap`. `calib` is the folder of images that calibrate int8 (128 of
+    them, seed 0), or a `CalibrationSet`. `images` is a folder of images on which engine and network are
+    compared too. The rest is as in `vitkit.exporters.export`. `untrained` gives words random weights.
 
     Raises BadRequest, BadInput, BadArtifact, MissingBackend and DeviceError, and ExportFailed if the engine
     does not do what the network does.
@@ -134,10 +134,20 @@ def export(
     from vitkit.runtimes.image import sample_photos
     from vitkit.sources import check_word, parse_word
 
+    values = _card_values(image, task, labels, label_ids, outputs)
+    if isinstance(network, (str, PathLike)) and parse_word(str(network)).kind == "tflite":
+        from vitkit.sources import tflite_file
+
+        changes = {"batch": batch, "input": input, "calib": calib, "options": options or None}
+        tflite_file.refuse_changes(Path(network), {**changes, "keep_float": keep_float or None})
+        kept = None if precision == "fp32" else precision
+        compared = [] if images is None else sample_photos(Path(images), 64)
+        return tflite_file.export(
+            Path(network), values, Path(out), target=target, precision=kept, golden=golden, images=compared
+        )[0]
     exporters.check_request(
         target, precision, calibrated=calib is not None, input=input, batch=batch, options=options
     )
-    values = _card_values(image, task, labels, label_ids, outputs)
     if isinstance(network, (str, PathLike)):
         check_word(parse_word(str(network)), values)
     folders = [Path(place) for place in (calib, images) if isinstance(place, (str, PathLike))]

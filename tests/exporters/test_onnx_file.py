@@ -169,7 +169,7 @@ def test_engines_of_every_target_agree_with_the_file(tmp_path, photo_folder):
                 assert engine(photos[0][1]).top
 
 
-@pytest.mark.parametrize("batch", [None, 1, 3])
+@pytest.mark.parametrize("batch", [None, 3])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_open_sizes_are_fixed_as_asked(name, batch, tmp_path):
     made = network(name)

@@ -181,3 +181,37 @@ def test_a_delegate_that_computes_something_else_is_noticed(tmp_path, monkeypatc
     with pytest.raises(ExportFailed, match="does not do what"):
         tflite_file.adopt(file, card, tmp_path / "a")
     assert not (tmp_path / "a").exists()
+
+
+def test_the_word_makes_an_artifact_and_no_source(tmp_path):
+    from vitkit.sources import resolve
+
+    path = written(tmp_path, "UINT8", (0.1, 0))
+    artifact = vitkit.export(path, tmp_path / "a", target="tflite", labels=("a", "b", "c"))
+    assert artifact.card.labels == ("a", "b", "c")
+    for target, words in (
+        ("onnx", "use --target tflite, or give the network"),
+        ("openvino", "no float network"),
+    ):
+        with pytest.raises(BadRequest, match=words):
+            vitkit.export(path, tmp_path / "b", target=target)
+    with pytest.raises(BadRequest, match="is an engine already"):
+        vitkit.export(path, tmp_path / "b", target="tflite", calib=tmp_path)
+    with pytest.raises(BadRequest, match="is an engine already"):
+        resolve(str(path))
+    assert not (tmp_path / "b").exists()
+
+
+def test_the_command_line_takes_the_file(tmp_path, capsys):
+    from typer.testing import CliRunner
+
+    from vitkit.cli.main import app
+
+    path = written(tmp_path, "UINT8", (0.1, 0))
+    arguments = ["export", str(path), "--target", "tflite", "-o", str(tmp_path / "a")]
+    found = CliRunner().invoke(app, arguments)
+    assert found.exit_code == 0, found.output
+    assert read_card(tmp_path / "a").inputs[0].dtype == "uint8"
+    refused = CliRunner().invoke(app, [*arguments, "--dynamic-batch", "--opset", "20"])
+    assert isinstance(refused.exception, BadRequest)
+    assert "leave out --batch, --opset" in str(refused.exception)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -112,8 +111,12 @@ def export(
     }
     word = parse_word(source)
     if word.kind == "tflite":
+        from vitkit.sources.tflite_file import refuse_changes
+
         changes = {"calib": calib, "keep_float": keep_float, "option": option, "untrained": untrained or None}
-        _refuse_changes(source, {"batch": request["batch"], "input": input, **request["options"], **changes})
+        refuse_changes(
+            Path(source), {"batch": request["batch"], "input": input, **request["options"], **changes}
+        )
     else:
         exporters.check_request(**request, calibrated=calib is not None)
     values = card.card_values(
@@ -181,16 +184,6 @@ def export(
     say(f"{folder}: {made.name}, {target} {made.precision}, {artifact.size_bytes / 1e6:.1f} MB")
     if exporters.TARGETS[target].stand_in:
         say(f"its engine is not built yet; on the machine that is to run it: vitkit build {folder}")
-
-
-def _refuse_changes(source: str, request: Mapping[str, Any]) -> None:
-    """Refuse what would change a file that becomes an artifact as it is; raises BadRequest."""
-    from vitkit.runtimes.errors import BadRequest
-
-    kept = {"input": "uint8", "batch": 1}
-    if named := [name for name, value in request.items() if value != kept.get(name)]:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in named)
-        raise BadRequest(f"{source} is an engine already, which stays as it is: leave out {flags}")
 
 
 def _default_folder(source: str, word: SourceWord, target: str, precision: str | None) -> Path:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +43,17 @@ def export(
         raise BadRequest(f"{path} is {file.precision} and stays so: leave out --precision")
     say(card)
     return adopt(file, card, out, golden=golden, images=images)
+
+
+def refuse_changes(path: Path, request: Mapping[str, Any]) -> None:
+    """Refuse what would change a file that becomes an artifact as it is; raises BadRequest.
+
+    `request` holds options by their names, None for those that were not given.
+    """
+    as_it_is = {"input": "uint8", "batch": 1}
+    if named := [name for name, value in request.items() if value != as_it_is.get(name)]:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in named)
+        raise BadRequest(f"{path} is an engine already, which stays as it is: leave out {flags}")
 
 
 def load(path: Path, values: CardValues) -> tuple[TFLiteFile, ModelCard]:
