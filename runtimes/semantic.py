@@ -59,6 +59,11 @@ def check_card(card: ModelCard) -> None:
             f"the card's decode names logits {logits or repr(card.decode.get('logits'))}, which is no output "
             "of shape [N, classes, h, w]"
         )
+    if card.labels and logits.shape[1] != len(card.labels) == logits.shape[3]:
+        raise BadArtifact(
+            f"the card's logits {logits} have the classes last; they must be [N, classes, h, w]: "
+            'permute them in the network, or give the card "task": "tensors"'
+        )
     if logits.shape[1] < 2:
         raise BadArtifact(
             f"the card's logits {logits} have one class, of which no best one can be taken; "

@@ -189,6 +189,7 @@ def test_shares_leave_out_what_was_not_seen():
         ({"outputs": (TensorSpec("logits", (1, None, 16, 12), "float32"),)}, "which is no output of shape"),
         ({"outputs": (TensorSpec("logits", (1, 1, 16, 12), "float32"),), "labels": ()}, '"task": "tensors"'),
         ({"labels": ("a", "b")}, "2 labels for the 3 maps"),
+        ({"outputs": (TensorSpec("logits", (1, 16, 12, 3), "float32"),)}, "have the classes last"),
     ],
 )
 def test_a_cards_logits_must_fit(change, message):

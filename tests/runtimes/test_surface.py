@@ -126,7 +126,8 @@ def test_a_misspelt_attribute_of_a_result_is_an_error(tmp_path):
 
 
 def test_everything_is_exported_and_shown():
-    names = [*vitkit.runtimes.__all__, "__version__"]
+    entrance = ["bench", "evaluate", "export", "verify", "wrap"]
+    names = [*vitkit.runtimes.__all__, *entrance, "__version__"]
     assert sorted(vitkit.__all__) == sorted(names)
     assert {"Classification", "Label", "Panoptic", "Segment", "open_engine"} <= set(vitkit.__all__)
     assert set(names) <= set(dir(vitkit))

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from conftest import SHARED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
@@ -16,10 +17,12 @@ from typer.testing import CliRunner
 
 from vitkit import BadArtifact, BadInput, BadRequest
 from vitkit.cli.main import app
-from vitkit.data.coco import Category
-from vitkit.data.coco.ids import describe_segments
+from vitkit.data.coco import Category, SegmentInfo
+from vitkit.data.coco.ids import describe_segments, read_ids
+from vitkit.data.coco.read import read_split
 from vitkit.data.coco.write import NewImage, write_panoptic_set
-from vitkit.evaluate.semantic import Overlap, paired_files, read_label_map
+from vitkit.evaluate.panoptic_quality import PanopticQuality
+from vitkit.evaluate.semantic import Overlap, classes_of, paired_files, read_label_map
 from vitkit.report.results import read_results
 from vitkit.runtimes.card import ImageSpec, ModelCard, TensorSpec, write_card
 
@@ -145,6 +148,24 @@ def test_miou_is_that_of_sets(seed, classes, images):
     assert report.miou == pytest.approx(np.mean(list(expected.values())))
     truth, result = (np.concatenate([pair[i].ravel() for pair in pairs]) for i in range(2))
     assert report.pixel_accuracy == pytest.approx(100 * np.mean((truth == result)[truth >= 0]))
+
+
+def test_real_truth_gives_the_miou_of_panoptic_quality():
+    folder = SHARED / "coco-panoptic-100"
+    if not folder.is_dir():
+        pytest.skip(f"COCO's images are not at {folder}")
+    truth = read_split(folder)
+    classes = {category.id: i for i, category in enumerate(truth.categories)}
+    overlap, quality = Overlap(len(classes)), PanopticQuality(truth.categories)
+    for image in truth.images[:5]:
+        expected = classes_of(image, classes)
+        found = np.roll(expected, 9, axis=1)
+        overlap.add(expected, found)
+        stuff = [SegmentInfo(int(i) + 1, truth.categories[i].id) for i in np.unique(found) if i >= 0]
+        quality.add(read_ids(image.mask), image.segments, found + 1, stuff)
+    report = overlap.report("coco", 5, [category.name for category in truth.categories])
+    assert 30 < report.miou < 95
+    assert report.miou == pytest.approx(quality.report().miou)
 
 
 def test_a_network_that_is_always_right(engine, tmp_path):

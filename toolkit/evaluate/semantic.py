@@ -201,13 +201,17 @@ def _panoptic_truth(card: ModelCard, data: Path, split: str | None) -> _Truth:
     classes = {category.id: i for i, category in enumerate(ordered)}
 
     def read(number: int) -> Labels:
-        return _classes_of(truth.images[number], classes)
+        return classes_of(truth.images[number], classes)
 
     files = [image.file for image in truth.images]
     return _Truth(str(truth.source), files, read, [category.name for category in ordered])
 
 
-def _classes_of(image: PanopticImage, classes: Mapping[int, int]) -> Labels:
+def classes_of(image: PanopticImage, classes: Mapping[int, int]) -> Labels:
+    """Every pixel's class in the truth of a panoptic image, `VOID` without one; `classes` by category id.
+
+    Raises BadInput for a map that cannot be read, or that holds an id without a segment.
+    """
     ids = read_ids(image.mask)
     table = {segment.id: classes[segment.category_id] for segment in image.segments}
     found, places = np.unique(ids, return_inverse=True)
