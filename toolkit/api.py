@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import fields, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitkit.runtimes.card import Artifact, ImageSpec, check_image_spec
-from vitkit.runtimes.errors import BadRequest
+from vitkit.runtimes.errors import BadRequest, ExportFailed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 
     from vitkit.bench import BenchOptions, BenchReport
     from vitkit.calibration.dataset import CalibrationSet
+    from vitkit.devices.registry import Device
     from vitkit.evaluate.network import Network
     from vitkit.evaluate.results import Result
-    from vitkit.exporters.parity import ParityCheck
-    from vitkit.exporters.source import Exportable, Source
+    from vitkit.exporters.parity import NamedImage, ParityCheck
+    from vitkit.exporters.source import Exportable, Reference, Source
     from vitkit.sources.card_values import CardValues
 
 Place = str | PathLike[str]
@@ -192,57 +193,101 @@ def verify(
     images: Place | None = None,
     count: int = 256,
     image: ImageSpec | None = None,
+    device: str | None = None,
 ) -> list[ParityCheck]:
     """Check an engine: its golden pairs, and images against the float network `against`.
 
     `against` is what `export` takes as its network, or a float artifact; `image` as in `wrap`, for a module.
-    `images` is a folder, of which `count` are compared (16 generated images without it). Raises ExportFailed
-    if the engine does not do what the network does, BadRequest if `against` is another network.
+    `images` is a folder, of which `count` are compared (16 generated images without it). `device` is as in
+    `bench`: on a machine of `devices.toml` the engine is compared with itself here too, the last check.
+    Raises ExportFailed if the engine does not do what the network does, BadRequest if `against` is another
+    network, DeviceError if the machine cannot be used.
     """
+    from vitkit.devices.registry import find_machine
     from vitkit.exporters import run_checks
     from vitkit.exporters.parity import check_reference
     from vitkit.exporters.verify import check_problems
+    from vitkit.runtimes.card import read_card
     from vitkit.runtimes.engine import open_engine
     from vitkit.runtimes.image import generated_photos, sample_photos
 
-    if images is not None and against is None:
+    machine, engine_device = find_machine(device)
+    if images is not None and against is None and machine is None:
         raise BadRequest("images need the float network to compare with: give against")
     compared = [(f"generated {i}", photo) for i, photo in enumerate(generated_photos(16, seed=1))]
-    if images is not None:
-        compared = sample_photos(Path(images), count)
-    with open_engine(Path(artifact)) as engine:
-        if against is None:
-            checks = run_checks(engine)
-        else:
-            with closing(_network(against, image)) as reference:
-                check_reference(engine.card, reference.card)
-                checks = run_checks(engine, reference, compared)
+    folder = None if images is None else Path(images)
+    if folder is not None:
+        compared = sample_photos(folder, count)
+    with ExitStack() as opened:
+        reference = None
+        if against is not None:
+            reference = opened.enter_context(closing(_network(against, image)))
+            check_reference(read_card(Path(artifact)), reference.card)
+        if machine is not None:
+            return _verify_on(machine, engine_device, Path(artifact), reference, compared, folder)
+        engine = opened.enter_context(open_engine(Path(artifact), device=engine_device))
+        checks = run_checks(engine, reference, compared)
     check_problems(checks)
     return checks
 
 
+def _verify_on(
+    machine: Device,
+    engine_device: str | None,
+    artifact: Path,
+    reference: Reference | None,
+    images: Sequence[NamedImage],
+    folder: Path | None,
+) -> list[ParityCheck]:
+    from vitkit.devices.verify import verify_on
+
+    found = verify_on(machine, artifact, reference, images, folder=folder, engine_device=engine_device)
+    if found.broken:
+        raise ExportFailed(
+            f"{artifact} does not do on {machine.name} what it should: {'; '.join(found.problems)}"
+        )
+    return [*found.there, *found.between]
+
+
 def evaluate(
-    network: nn.Module | Exportable | Place, data: Place, *, image: ImageSpec | None = None, **options: Any
+    network: nn.Module | Exportable | Place,
+    data: Place,
+    *,
+    image: ImageSpec | None = None,
+    device: str | None = None,
+    **options: Any,
 ) -> Result:
     """Measure a network or an engine on labelled data by the metric of its task.
 
-    `network` is what `export` takes, or an artifact folder, whose engine is measured; `image` as in `wrap`,
-    for a module. `data` is a folder of class folders, or COCO's panoptic layout. `options` are the metric's
-    own, such as `split`. Raises BadInput for data that cannot be read, BadRequest for a bad option.
+    `network` is what `export` takes, or an artifact folder, whose engine is measured, on `device`, as in
+    `bench`; `image` as in `wrap`, for a module. `data` is a folder of class folders, or COCO's panoptic
+    layout. `options` are the metric's own, such as `split`. Raises BadInput for data that cannot be read,
+    BadRequest for a bad option, DeviceError if the device cannot be used.
     """
+    from vitkit.devices.network import open_network_on
+    from vitkit.devices.registry import find_machine
     from vitkit.evaluate.network import evaluate
 
-    with closing(_network(network, image)) as opened:
+    machine, engine_device = find_machine(device)
+    if device is not None and not isinstance(network, (str, PathLike)):
+        raise BadRequest(f"device is {device!r}, which is for engines: export the network, name its folder")
+    if machine is not None:
+        opened = open_network_on(machine, Path(str(network)), engine_device=engine_device)
+    else:
+        opened = _network(network, image, engine_device)
+    with closing(opened):
         return evaluate(opened, Path(data), **options)
 
 
-def _network(network: nn.Module | Exportable | Place, image: ImageSpec | None) -> Network:
+def _network(
+    network: nn.Module | Exportable | Place, image: ImageSpec | None, device: str | None = None
+) -> Network:
     """A network, run or engine to be evaluated."""
     from vitkit.evaluate.network import Network, open_network
     from vitkit.sources import parse_word
 
     if isinstance(network, (str, PathLike)) and parse_word(str(network)).kind == "run":
-        return open_network(Path(network))
+        return open_network(Path(network), device=device)
     source = _source(network, _card_values(image, None, None, None, None), (), untrained=False)
     return Network(source.card, source.predict, lambda: None, source.decisions)
 

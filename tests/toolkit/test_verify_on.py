@@ -17,9 +17,11 @@ import numpy as np
 import pytest
 from PIL import Image
 from test_bench import write_artifact
+from test_miou import engine_of
 from test_report import Page, column
 from typer.testing import CliRunner
 
+import vitkit
 from vitkit.cli.main import app
 from vitkit.devices import verify as module
 from vitkit.devices.network import open_network_on
@@ -29,7 +31,7 @@ from vitkit.evaluate import Network, evaluate, open_network
 from vitkit.exporters.golden import write_golden
 from vitkit.report import write_report
 from vitkit.runtimes.card import read_card, write_card
-from vitkit.runtimes.errors import BadArtifact, BadInput, BadRequest, DeviceError, RunFailed
+from vitkit.runtimes.errors import BadArtifact, BadInput, BadRequest, DeviceError, ExportFailed, RunFailed
 from vitkit.runtimes.image import generated_photos, prepare_batch, sample_photos
 
 pytest.importorskip("onnxruntime")
@@ -292,6 +294,27 @@ def test_the_commands_in_words(artifact, labelled, tmp_path):
     assert re.search(r"images +│ images +│ +│ +│ 16 ", text)
     assert re.search(r"golden +│ logits error +│ 0 +│ 0 +│ +│", text)
     assert "onnx fp32 on box: top-1" in run_command("evaluate", artifact, "--data", labelled, *options)[1]
+
+
+def test_from_python_and_another_task(artifact, labelled, photo_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    sound, odd = device(tmp_path / "sound"), replace(device(tmp_path / "other", REVERSED), name="odd")
+    write_devices({"box": sound, "odd": odd}, tmp_path / "vitkit/devices.toml")
+    checks = vitkit.verify(artifact, images=photo_folder, count=16, device="box")
+    assert [(check.name, check.problems) for check in checks] == [("golden", ()), ("images", ())]
+    with pytest.raises(ExportFailed, match=r"on odd what it should: there, golden: .*there against here, i"):
+        vitkit.verify(artifact, device="odd:cpu")
+    assert vitkit.evaluate(artifact, labelled, device="box").top1 == pytest.approx(100 * 5 / 7)
+    with pytest.raises(BadRequest, match="for engines: export the network"):
+        vitkit.evaluate(object(), labelled, device="box")
+    engine, data = engine_of(tmp_path / "colours"), tmp_path / "maps"
+    for i in range(3):
+        for place in ("images", "labels"):
+            (data / place).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generated_photos(1, i, (60, 40))[0]).save(data / f"images/{i}.png")
+        Image.fromarray(np.full((60, 40), i, np.uint8)).save(data / f"labels/{i}.png")
+    found, wrong = (vitkit.evaluate(engine, data, device=name) for name in ("box", "odd"))
+    assert found == vitkit.evaluate(engine, data, device="cpu") != wrong
 
 
 def test_damaged_results_are_refused(artifact, reference, tmp_path):

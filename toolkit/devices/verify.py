@@ -59,10 +59,21 @@ class DeviceParity:
     sent: int = 0
 
     @property
+    def problems(self) -> tuple[str, ...]:
+        """How the engine failed there, and every limit that is broken there, here, or between the two."""
+        sets = {"there": self.there, "here": self.here, "there against here": self.between}
+        broken = (
+            f"{where}, {check.name}: {problem}"
+            for where, checks in sets.items()
+            for check in checks
+            for problem in check.problems
+        )
+        return (*([self.failure] if self.failure else []), *broken)
+
+    @property
     def broken(self) -> bool:
-        """Whether the engine fails there, or breaks a limit there, here, or between the two."""
-        checks = [*self.there, *self.here, *self.between]
-        return self.failure is not None or any(check.problems for check in checks)
+        """Whether there are problems."""
+        return bool(self.problems)
 
     def to_json(self, path: Path, card: ModelCard, machine: str) -> dict[str, Any]:
         """For `--json`, with the artifact at `path` as `evaluate` names it."""
