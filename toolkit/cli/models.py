@@ -20,9 +20,9 @@ def models(json: JsonFlag = False) -> None:
     import torch
 
     from vitkit.models import MODELS, build, count_macs, count_parameters
-    from vitkit.runtimes.tasks import TASKS, task_module
+    from vitkit.runtimes.tasks import task_module
 
-    metrics = {task: task_module(task, "metric") for task in TASKS}
+    metrics = {info.task: task_module(info.task, "metric") for info in MODELS.values()}
     rows: list[dict[str, Any]] = []
     for name, info in MODELS.items():
         with torch.device("meta"):
