@@ -75,7 +75,7 @@ def export(
             if scheme := card.provenance.get("int8_scheme"):
                 step(f"quantised as {scheme}")
             _write_calibration(folder, calibration, source, target, image)
-        reference = source.predict(prepare_batch(examples, source.card.image))
+        reference = _in_types_of(card, source.predict(prepare_batch(examples, source.card.image)))
         write_golden(folder, prepare_batch(examples, image), reference)
         provenance = {**card.provenance, **_provenance(source, target, options, calibration)}
         files: dict[str, str | None] = {path.name: sha256(path) for path in sorted(folder.iterdir())}
@@ -84,6 +84,11 @@ def export(
         step("comparing it with the float model")
         checks = verify(folder, source, images)
     return Artifact(out, card), checks
+
+
+def _in_types_of(card: ModelCard, outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """The float model's outputs by name, as the engine has them: integers may be narrower there."""
+    return {spec.name: outputs[spec.name].astype(spec.dtype, copy=False) for spec in card.outputs}
 
 
 def _golden_images(task: str, given: Sequence[NDArray[np.uint8]] | None) -> Sequence[NDArray[np.uint8]]:

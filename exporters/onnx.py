@@ -209,7 +209,8 @@ def camera_module(source: Source, image: ImageSpec) -> nn.Module:
 
         def __init__(self) -> None:
             super().__init__()
-            self.model: Any = source.module
+            # Of a foreign network its own paths name the nodes, without the wrapper's.
+            self.model: Any = getattr(source.module, "network", source.module)
             # One value per pixel and channel of a row: engines vectorise that, but not a period of 3.
             self.register_buffer("mean", 255 * torch.tensor(image.mean).repeat(image.size[1]))
             self.register_buffer("scale", 1 / (255 * torch.tensor(image.std)).repeat(image.size[1]))
@@ -218,8 +219,7 @@ def camera_module(source: Source, image: ImageSpec) -> nn.Module:
             if image.dtype == "uint8":
                 rows = pixels.reshape(-1, image.size[0], image.size[1] * 3).float()
                 pixels = ((rows - self.mean) * self.scale).reshape(pixels.shape).permute(0, 3, 1, 2)
-            outputs: tuple[Tensor, ...] = self.model.deploy(pixels)
-            return outputs
+            return source.module.deploy(pixels)
 
     return Camera().eval()
 

@@ -8,6 +8,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +70,10 @@ def export(
         # Written once more, since the quantiser does not align constants.
         content = write_model(model)
     (folder / ENGINE_FILE).write_bytes(content)
-    return engine_card(source, image, batch, target="tflite", precision=precision, engine=ENGINE_FILE)
+    card = engine_card(source, image, batch, target="tflite", precision=precision, engine=ENGINE_FILE)
+    # The converter gives every 64-bit output 32 bits.
+    outputs = (replace(spec, dtype="int32" if spec.dtype == "int64" else spec.dtype) for spec in card.outputs)
+    return replace(card, outputs=tuple(outputs))
 
 
 def write_twin(artifact: Artifact, folder: Path, shapes: Mapping[str, tuple[int | None, ...]]) -> None:

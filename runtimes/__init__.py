@@ -20,6 +20,8 @@ from vitkit.runtimes.privacy import stop_reports
 
 if TYPE_CHECKING:
     from vitkit.runtimes.panoptic import Panoptic, Segment
+    from vitkit.runtimes.semantic import Semantic
+    from vitkit.runtimes.tensors import Tensors
 
 __all__ = [
     "Artifact",
@@ -37,8 +39,10 @@ __all__ = [
     "Panoptic",
     "RunFailed",
     "Segment",
+    "Semantic",
     "Session",
     "TensorSpec",
+    "Tensors",
     "VitkitError",
     "open_engine",
     "read_artifact",
@@ -46,12 +50,19 @@ __all__ = [
 
 stop_reports()
 
+# Late, because an app needs the results of one task.
+_RESULTS = {
+    "Panoptic": "vitkit.runtimes.panoptic",
+    "Segment": "vitkit.runtimes.panoptic",
+    "Semantic": "vitkit.runtimes.semantic",
+    "Tensors": "vitkit.runtimes.tensors",
+}
+
 
 # Out of type checkers' sight, which would take any name for one that is there.
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
-        # Late, because a classifier needs nothing of the panoptic part.
-        if name in ("Panoptic", "Segment"):
-            return getattr(import_module("vitkit.runtimes.panoptic"), name)
+        if name in _RESULTS:
+            return getattr(import_module(_RESULTS[name]), name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

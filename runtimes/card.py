@@ -47,8 +47,9 @@ class ImageSpec:
 
     `fit` `cover`: the image is scaled so that it covers `size / crop_pct`, its centre is cropped to `size`
     (height, width). `contain`: it is scaled to fit into `size` and lies in the upper left corner, the rest
-    filled with the value `pad` (0..255). `float32` inputs are then divided by 255, less `mean`, over `std`
-    (per channel, of 0..1 values); `uint8` inputs stay 0..255, since the graph normalises them itself.
+    filled with the value `pad` (0..255). `stretch`: it is scaled to `size`, whatever its shape. `float32`
+    inputs are then divided by 255, less `mean`, over `std` (per channel, of 0..1 values); `uint8` inputs stay
+    0..255, since the graph normalises them itself.
     """
 
     size: tuple[int, int]
@@ -373,11 +374,19 @@ def _image(value: Any) -> ImageSpec:
         "colour": ("RGB", "BGR"),
         "layout": ("NHWC", "NCHW"),
         "dtype": ("uint8", "float32"),
-        "fit": ("cover", "contain"),
+        "fit": ("cover", "contain", "stretch"),
     }
     for name, known in choices.items():
         _choice(getattr(spec, name), known, f"image.{name}")
     return spec
+
+
+def check_image_spec(spec: ImageSpec) -> ImageSpec:
+    """Return an image specification that a card may hold; raises BadRequest for any other."""
+    try:
+        return _image(_plain(spec))
+    except ValueError as error:
+        raise BadRequest(str(error)) from None
 
 
 def _decode_value(value: Any, where: str) -> None:

@@ -35,8 +35,10 @@ if TYPE_CHECKING:
 
     from vitkit.runtimes.classification import Classification
     from vitkit.runtimes.panoptic import Panoptic
+    from vitkit.runtimes.semantic import Semantic
+    from vitkit.runtimes.tensors import Tensors
 
-    Result_co = TypeVar("Result_co", covariant=True, default=Classification | Panoptic)
+    Result_co = TypeVar("Result_co", covariant=True, default=Classification | Panoptic | Semantic | Tensors)
 else:
     from typing import TypeVar
 
@@ -292,8 +294,8 @@ class Engine(Generic[Result_co]):
         """Run on one image, or a list of them, and decode.
 
         An image is a (H, W, 3) uint8 RGB array of any size, or the path of an image file. Returns the
-        task's result (`Classification`, `Panoptic`), or a list of results for a list. Raises BadInput, and
-        what `run` and `decode` raise.
+        task's result (`Classification`, `Panoptic`, `Semantic`, `Tensors`), or a list of results for a list.
+        Raises BadInput, and what `run` and `decode` raise.
         """
         self._lifetime.check()
         if isinstance(image, (list, tuple)):
@@ -414,6 +416,28 @@ def open_engine(
 ) -> Engine[Panoptic]: ...
 
 
+@overload
+def open_engine(
+    path: str | Path,
+    *,
+    task: Literal["semantic"],
+    threads: int | None = None,
+    device: str | None = None,
+    decode: Mapping[str, Any] | None = None,
+) -> Engine[Semantic]: ...
+
+
+@overload
+def open_engine(
+    path: str | Path,
+    *,
+    task: Literal["tensors"],
+    threads: int | None = None,
+    device: str | None = None,
+    decode: Mapping[str, Any] | None = None,
+) -> Engine[Tensors]: ...
+
+
 def open_engine(
     path: str | Path,
     *,
@@ -424,8 +448,8 @@ def open_engine(
 ) -> Any:
     """Open an artifact folder for running.
 
-    `task` is what the app expects the engine to do: `"classification"` or `"panoptic"`. An engine for
-    another task is refused, and type checkers know which result a call returns.
+    `task` is what the app expects the engine to do: `"classification"`, `"panoptic"`, `"semantic"` or
+    `"tensors"`. An engine for another task is refused, and type checkers know which result a call returns.
     `threads` are CPU threads of one run (default: the vendor's choice: one for TFLite, else usually every
     core). `device` is a device that the vendor offers here (`gpu`, `npu` for OpenVINO; `cuda` for ONNX
     Runtime), in any case; by default `cpu`, and `cuda` for TensorRT. A TensorRT engine that is not built yet

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 
+def first_line(error: BaseException, limit: int = 300) -> str:
+    """An error of somebody else's code for a message of one line: its first line, or its type."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:limit]
+
+
 class VitkitError(Exception):
     """Base of all user-facing errors: what is wrong, with which value, and what fixes it.
 

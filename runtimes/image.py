@@ -154,6 +154,8 @@ def check_image(image: object, what: str = "the image") -> Image:
 
 
 def _resized_size(height: int, width: int, spec: ImageSpec) -> tuple[int, int]:
+    if spec.fit == "stretch":
+        return spec.size
     if spec.fit == "contain":
         factor = min(spec.size[0] / height, spec.size[1] / width)
         # At most the input: a half may be rounded up on the side that sets the factor.
@@ -182,7 +184,7 @@ def placement(height: int, width: int, spec: ImageSpec) -> Placement:
 
 
 def resize_and_crop(image: Image, spec: ImageSpec) -> Image:
-    """(H, W, 3) RGB -> (size[0], size[1], 3) RGB uint8: cover and crop, or contain and pad.
+    """(H, W, 3) RGB -> (size[0], size[1], 3) RGB uint8: cover and crop, contain and pad, or stretch.
 
     Of a large image only what the crop keeps is resized, as from a camera; single pixels differ then by one
     grey level from resizing the whole image, since Pillow takes the coordinates of a part as float32. Images

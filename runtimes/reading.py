@@ -6,6 +6,7 @@ import json
 import os
 import re
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,6 +74,15 @@ def read_json(path: str | Path, limit: int = MAX_JSON_BYTES) -> Any:
     `open_file`; ValueError or RecursionError for bytes that are not JSON or an object that has a key twice.
     """
     return json.loads(read_file(path, limit), object_pairs_hook=_without_repeats, parse_int=_integer)
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """The tables of a TOML file. Raises OSError, see `open_file`; ValueError for bytes that are not TOML."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    return tomllib.loads(read_text(path))
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

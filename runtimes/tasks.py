@@ -24,7 +24,8 @@ class Task(NamedTuple):
     `decode` has `decode(outputs, card, place, ...)`, `check_options(...)` and `check_card(card)`; `parity`
     compares an engine with its float model; `metric` has `evaluate(network, data, ...)` and its
     `OPTIONS`, and `save_predictions(path, card, results)` if there is a common format for predictions;
-    `picture` has `draw(image, result, ...)`, `describe(result)`, `to_json(result)` and `VIDEO_OPTIONS`.
+    `picture` has `draw(image, result, ...)`, which returns an object with `save(path)`, `describe(result)`,
+    `to_json(result)` and `VIDEO_OPTIONS`, and `SUFFIX` if what is saved is no PNG.
     """
 
     decode: str
@@ -45,6 +46,18 @@ _TASKS = {
         "vitkit.exporters.parity_panoptic",
         "vitkit.evaluate.panoptic",
         "vitkit.pictures.panoptic",
+    ),
+    "semantic": Task(
+        "vitkit.runtimes.semantic",
+        "vitkit.exporters.parity_semantic",
+        "vitkit.evaluate.semantic",
+        "vitkit.pictures.semantic",
+    ),
+    "tensors": Task(
+        "vitkit.runtimes.tensors",
+        "vitkit.exporters.parity_tensors",
+        "vitkit.evaluate.tensors",
+        "vitkit.pictures.tensors",
     ),
 }
 TASKS = Rows("vitkit.tasks", Task, _TASKS)
@@ -78,6 +91,8 @@ def decoder(card: ModelCard, options: Mapping[str, Any] | None = None) -> Decode
     known = signature(module.check_options).parameters
     for name in options:
         if name not in known:
-            raise BadRequest(f"decoding of {card.task} has no option {name!r}; it has {', '.join(known)}")
+            raise BadRequest(
+                f"decoding of {card.task} has no option {name!r}; it has {', '.join(known) or 'none'}"
+            )
     module.check_options(**options)
     return partial(module.decode, **options)

@@ -7,6 +7,8 @@ of those operators; declaring the two that torchvision's own modules look up let
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import vitkit.calibration.openmp  # noqa: F401  (before torch)
@@ -30,4 +32,18 @@ import timm.layers
 import timm.scheduler
 import timm.utils
 
-__all__ = ["timm"]
+from vitkit.runtimes.errors import BadRequest, VitkitError, first_line
+
+__all__ = ["from_timm", "timm"]
+
+
+@contextmanager
+def from_timm(what: str, remedy: str) -> Iterator[None]:
+    """Inside, what timm and its hub raise becomes a BadRequest: what cannot be had, why, the remedy."""
+    try:
+        yield
+    except VitkitError:
+        raise
+    # They raise a dozen types for a missing name, network, file or package.
+    except Exception as error:
+        raise BadRequest(f"{what}: {first_line(error)}. {remedy}") from None

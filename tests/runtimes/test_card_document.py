@@ -12,14 +12,14 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from vitkit.runtimes import BadArtifact, Classification, ImageSpec, ModelCard, open_engine
+from vitkit.runtimes import BadArtifact, Classification, ImageSpec, ModelCard, Semantic, Tensors, open_engine
 from vitkit.runtimes.card import CARD_FILE, FORMAT
 from vitkit.runtimes.panoptic.results import MergeParameters, Panoptic
 
 TEXT = (Path(__file__).parents[2] / "docs" / "card.md").read_text(encoding="utf-8")
 EXAMPLES = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", TEXT, re.DOTALL)]
-LOGITS, PROBABILITIES, PANOPTIC = EXAMPLES
-KINDS = {"uint8": TensorProto.UINT8, "float32": TensorProto.FLOAT}
+LOGITS, PROBABILITIES, PANOPTIC, SEMANTIC, TENSORS = EXAMPLES
+KINDS = {"uint8": TensorProto.UINT8, "float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
 
 
 def write(folder: Path, body: dict) -> Path:
@@ -37,7 +37,9 @@ def save_onnx(folder: Path, body: dict, constants: dict[str, np.ndarray]) -> Non
     ]
     values = [numpy_helper.from_array(np.float32(0), "zero")]
     for name, value in constants.items():
-        nodes.append(helper.make_node("Reshape", ["nothing", f"{name}:shape"], [f"{name}:nothing"]))
+        kind = KINDS[str(value.dtype)]
+        nodes.append(helper.make_node("Cast", ["nothing"], [f"{name}:cast"], to=kind))
+        nodes.append(helper.make_node("Reshape", [f"{name}:cast", f"{name}:shape"], [f"{name}:nothing"]))
         nodes.append(helper.make_node("Add", [f"{name}:value", f"{name}:nothing"], [name]))
         values.append(numpy_helper.from_array(value, f"{name}:value"))
         values.append(numpy_helper.from_array(np.array([-1] + [1] * (value.ndim - 1)), f"{name}:shape"))
@@ -105,7 +107,28 @@ def test_a_tensor_whose_name_is_no_text_is_an_error_of_the_artifact(tmp_path, ta
     assert str(error.value).isprintable()
 
 
-@pytest.mark.parametrize("body", EXAMPLES, ids=["logits", "probabilities", "panoptic"])
+def test_semantic(tmp_path, photo):
+    scores = np.zeros((1, 3, 16, 16), np.float32)
+    scores[0, 2, :8], scores[0, 0, 8:] = 9, 9
+    save_onnx(tmp_path, SEMANTIC, {"scores": scores})
+    with open_engine(write(tmp_path, SEMANTIC)) as engine:
+        result = engine(photo)
+    assert isinstance(result, Semantic)
+    assert result.classes.shape == photo.shape[:2]
+    assert {result.labels[i]: share for i, share in result.shares().items()} == {"road": 0.5, "sky": 0.5}
+
+
+def test_tensors(tmp_path, photo):
+    boxes, classes = np.random.default_rng(0).normal(size=(1, 10, 4)).astype(np.float32), np.arange(10)[None]
+    save_onnx(tmp_path, TENSORS, {"boxes": boxes, "classes": classes})
+    with open_engine(write(tmp_path, TENSORS)) as engine:
+        result = engine(photo)
+    assert isinstance(result, Tensors)
+    assert np.array_equal(result["boxes"], boxes[0])
+    assert np.array_equal(result["classes"], classes[0])
+
+
+@pytest.mark.parametrize("body", EXAMPLES, ids=["logits", "probabilities", "panoptic", "semantic", "tensors"])
 def test_every_required_field_is_named_when_it_lacks(tmp_path, body):
     needed = re.findall(r"^\| (`.*?) \| required \|", TEXT, re.M)
     names = [name for cell in needed for name in re.findall(r"`(\w+)`", cell)]

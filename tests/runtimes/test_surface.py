@@ -26,15 +26,25 @@ with vitkit.open_engine("engine", task="classification") as engine:
     print(results[0].label, engine("a.jpg").label, engine(["a.jpg", "b.jpg"])[1].label)
 with vitkit.open_engine("engine", task="panoptic", device="cpu") as segmenter:
     print(segmenter(frame).segments[0].label, segmenter(frame).ids.shape)
+with vitkit.open_engine("engine", task="semantic") as street:
+    print(street(frame).classes.max(), street(frame).labels[0], street(frame).shares()[0])
+with vitkit.open_engine("engine", task="tensors") as detector:
+    print(detector(frame)["boxes"].shape, detector([frame])[0].by_name.keys())
 with vitkit.open_engine("engine") as unknown:
     either = unknown(frame)
     if isinstance(either, vitkit.Panoptic):
         print(either.segments)
+    elif isinstance(either, vitkit.Semantic):
+        print(either.classes)
+    elif isinstance(either, vitkit.Tensors):
+        print(either.by_name)
     else:
         print(either.label)
 
 
-def use(engine: vitkit.Engine, session: vitkit.Session) -> vitkit.Classification | vitkit.Panoptic:
+def use(
+    engine: vitkit.Engine, session: vitkit.Session
+) -> vitkit.Classification | vitkit.Panoptic | vitkit.Semantic | vitkit.Tensors:
     print(session.plan, session.settings, session.operators(), engine.device)
     return engine(frame)
 
@@ -49,6 +59,9 @@ MISTAKES = {
     "results[0].label, ": ("results.label, ", '"list[Classification]" has no attribute "label"'),
     "result.top[0].name": ("result.top[0].title", '"Label" has no attribute "title"'),
     "segmenter(frame).segments[0].label": ("segmenter(frame).label", '"Panoptic" has no attribute "label"'),
+    "street(frame).classes.max()": ("street(frame).ids.max()", '"Semantic" has no attribute "ids"'),
+    'detector(frame)["boxes"]': ("detector(frame).boxes", '"Tensors" has no attribute "boxes"'),
+    "print(either.classes)": ("print(either.segments)", '"Semantic" has no attribute "segments"'),
     "print(either.segments)": ("print(either.label)", '"Panoptic" has no attribute "label"'),
     "either = unknown(frame)": ("either = unknown(frame); either.lable", 'has no attribute "lable"'),
     "engine.device": ("engine.devise", 'has no attribute "devise"'),

@@ -37,7 +37,18 @@ PANOPTIC = ModelCard(
     ("cat", "dog", "sky"),
     decode={"masks": "masks", "classes": "classes", "things": [0, 1]},
 )
-CARDS = {card.task: card for card in (CLASSIFIER, PANOPTIC)}
+SEMANTIC = ModelCard(
+    "s",
+    "semantic",
+    "onnx",
+    "fp32",
+    PIXELS,
+    (TensorSpec("logits", (1, 3, 9, 9), "float32"),),
+    IMAGE,
+    ("cat", "dog", "sky"),
+)
+TENSORS = ModelCard("t", "tensors", "onnx", "fp32", PIXELS, CLASSIFIER.outputs, IMAGE)
+CARDS = {card.task: card for card in (CLASSIFIER, PANOPTIC, SEMANTIC, TENSORS)}
 
 
 def test_every_task_decodes():

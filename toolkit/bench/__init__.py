@@ -1,5 +1,8 @@
 """Benchmarks of engines: `bench(artifacts, BenchOptions(...))` returns reports with all raw times."""
 
+import sys
+
+from vitkit import CallablePackage
 from vitkit.bench.measure import Progress, bench, labels
 from vitkit.bench.options import SCOPES, BenchOptions
 from vitkit.bench.ratios import Ratio, compare
@@ -22,3 +25,5 @@ __all__ = [
     "to_markdown",
     "to_tables",
 ]
+
+sys.modules[__name__].__class__ = CallablePackage

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 def evaluate(
     data: Annotated[
-        Path, typer.Option("--data", help="Labelled folder: DIR/CLASS/**/image, or COCO's panoptic layout.")
+        Path,
+        typer.Option(
+            "--data",
+            help="DIR/CLASS/**/image; COCO's panoptic layout; DIR/images/NAME.jpg with DIR/labels/NAME.png.",
+        ),
     ],
     network: Annotated[
         Optional[Path],  # noqa: UP045
@@ -29,7 +33,7 @@ def evaluate(
     ] = None,
     split: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option("--split", help="Panoptic: the split to measure on (val*, or the only one)."),
+        typer.Option("--split", help="COCO's layout: the split to measure on (val*, or the only one)."),
     ] = None,
     fast: Annotated[bool, typer.Option("--fast", help="Panoptic: decode in the fast mode.")] = False,
     save: Annotated[
@@ -43,7 +47,9 @@ def evaluate(
 
     Classification: top-1 and top-5; folders are matched with the card's label ids (such as ImageNet's
     n01440764) or its labels, or, if none of these is a number, with class numbers from 0. Panoptic
-    segmentation: PQ, SQ and RQ as COCO defines them, and the mean IoU, at the size of the images.
+    segmentation: PQ, SQ and RQ as COCO defines them, and the mean IoU, at the size of the images. Semantic
+    segmentation: mean IoU at the size of the images, with DIR/labels/NAME.png as the class index of every
+    pixel of DIR/images/NAME.jpg, 255 ignored, or with a panoptic set as the truth.
     """
     from vitkit.evaluate import evaluate, open_network
     from vitkit.evaluate.results import to_json

@@ -1,4 +1,4 @@
-"""`vitkit export`: a run into a verified artifact."""
+"""`vitkit export`: a run or a network from outside into a verified artifact."""
 
 from __future__ import annotations
 
@@ -7,15 +7,22 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from vitkit.cli import card_flags as card
 from vitkit.cli.arguments import JsonFlag, OptionPairs
 from vitkit.cli.show import key_values, print_checks, print_json, say
 
 if TYPE_CHECKING:
-    from vitkit.runs import Run
+    from vitkit.sources.resolve import SourceWord
 
 
 def export(
-    source: Annotated[str, typer.Argument(help="A run folder; or a model name, with --untrained.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A run folder, timm:NAME, timm:NAME=FILE, hf:FOLDER, FILE.pt2, FILE.py:FACTORY (runs its "
+            "code), PACKAGE.MODULE:FACTORY; or a model name, with --untrained."
+        ),
+    ],
     target: Annotated[str, typer.Option("--target", help="onnx, openvino, tflite or tensorrt.")],
     out: Annotated[
         Optional[Path],  # noqa: UP045
@@ -53,12 +60,27 @@ def export(
         typer.Option("--images", help="Images to compare engine and model on (int8: those of --calib)."),
     ] = None,
     untrained: Annotated[
-        bool, typer.Option("--untrained", help="SOURCE is a model name: random weights.")
+        bool, typer.Option("--untrained", help="Random weights, of a model name or timm:NAME.")
     ] = False,
     option: OptionPairs = None,
+    card_file: card.CardFile = None,
+    task: card.Task = None,
+    size: card.Size = None,
+    mean: card.Mean = None,
+    std: card.Std = None,
+    colour: card.Colour = None,
+    fit: card.Fit = None,
+    crop_pct: card.CropPct = None,
+    interpolation: card.Interpolation = None,
+    labels: card.LabelsFile = None,
+    outputs: card.Outputs = None,
+    keep_float: card.KeepFloat = None,
     json: JsonFlag = False,
 ) -> None:
-    """Compile a run for a target, and verify that the engine does what the float model does.
+    """Compile a network for a target, and verify that the engine does what the float model does.
+
+    What a card needs and a network from outside does not say comes from flags or --card; what is assumed is
+    printed, and kept in the artifact's card.
 
     The artifact folder holds the engine as the target's own tools open it, card.json, golden.npz and, for
     int8, calibration.json. A broken engine is not written, and exits with 1. For tensorrt the graph is
@@ -69,6 +91,7 @@ def export(
     from vitkit.runtimes.errors import BadRequest
     from vitkit.runtimes.files import check_output_folder
     from vitkit.runtimes.image import sample_photos
+    from vitkit.sources import check_word, parse_word, resolve
 
     if dynamic_batch and batch != 1:
         raise BadRequest("--batch and --dynamic-batch exclude each other")
@@ -84,15 +107,38 @@ def export(
         },
     }
     exporters.check_request(**request, calibrated=calib is not None)
-    folder = out or _default_folder(source, target, precision)
-    read = [Path(source)] if not untrained else []
+    values = card.card_values(
+        card_file,
+        labels,
+        task=task,
+        size=size,
+        mean=mean,
+        std=std,
+        colour=colour,
+        fit=fit,
+        crop_pct=crop_pct,
+        interpolation=interpolation,
+        outputs=outputs,
+    )
+    word = parse_word(source)
+    check_word(word, values)
+    folder = out or _default_folder(source, word, target, precision)
+    read = [word.path] if word.path and not untrained else []
     check_output_folder(folder, inputs=[*read, *(given for given in (calib, images, golden_from) if given)])
     calibration = calibration_set(calib, calib_count, calib_seed) if calib else None
     golden = [image for _, image in sample_photos(golden_from, 4)] if golden_from else None
     compared = sample_photos(images, 64) if images else []
-    run = _load(source, untrained, option or [])
+    network = resolve(
+        source,
+        values,
+        keep_float=keep_float or (),
+        untrained=untrained,
+        options=key_values(option or [], "--option"),
+    )
+    if word.kind != "run":
+        card.say_card(network.card)
     artifact, checks = exporters.export(
-        exporters.Source(run.model, run.card),
+        network,
         folder,
         **request,
         calibration=calibration,
@@ -114,27 +160,8 @@ def export(
         say(f"its engine is not built yet; on the machine that is to run it: vitkit build {folder}")
 
 
-def _default_folder(source: str, target: str, precision: str) -> Path:
-    """Beside the run; in the current folder for a model that is no run."""
-    path = Path(source) if Path(source).name not in ("", "..") else Path(source).resolve()
-    return path.with_name(f"{path.name}-{target}-{precision}")
-
-
-def _load(source: str, untrained: bool, options: list[str]) -> Run:
-    from vitkit.runs import load_run, untrained_run
-    from vitkit.runtimes.errors import BadRequest
-
-    values = key_values(options, "--option")
-    folder = Path(source)
-    if untrained:
-        return untrained_run(source, values)
-    if values:
-        raise BadRequest("--option changes the architecture, which a run has fixed; it goes with --untrained")
-    if not folder.exists():
-        from vitkit.models import MODELS
-
-        hint = (
-            " add --untrained to export it with random weights" if source in MODELS else " name a run folder"
-        )
-        raise BadRequest(f"there is no run {source!r};{hint}")
-    return load_run(folder)
+def _default_folder(source: str, word: SourceWord, target: str, precision: str) -> Path:
+    """Beside the run; in the current folder for anything else."""
+    place = Path(source).resolve() if Path(source).name in ("", "..") else Path(source)
+    beside = place if word.kind == "run" else Path(word.name)
+    return beside.with_name(f"{beside.name}-{target}-{precision}")

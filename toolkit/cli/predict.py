@@ -27,7 +27,7 @@ def predict(
     images: Annotated[
         list[Path],
         typer.Argument(
-            help="Image files, or folders with images; of panoptic networks also videos (mp4, avi, mov, mkv)."
+            help="Image files, or folders with images; for segmentation also videos (mp4, avi, mov, mkv)."
         ),
     ],
     out: Annotated[
@@ -46,6 +46,8 @@ def predict(
     position to its last. Panoptic segmentation prints what is in an image; with -o it writes an overlay of
     each, and all segments in COCO's panoptic format: OUT/predictions.json and OUT/predictions/*.png. A
     video's overlay is NAME.mp4, and its frames are NAME_000000, NAME_000001, ... in the predictions.
+    Semantic segmentation prints the share of each class, and -o writes overlays. Raw tensors are printed by
+    name, shape and range; -o writes NAME.npz with all values.
     """
     from vitkit.runtimes.engine import open_engine
 
@@ -114,6 +116,8 @@ class _Job:
         self.engine, self.files, self.out, self.every = engine, files, out, every
         self.picture = task_module(engine.card.task, "picture")
         self.metric = task_module(engine.card.task, "metric")
+        # Only tasks whose results cannot be drawn have another one.
+        self.suffix = getattr(self.picture, "SUFFIX", ".png")
         self.names = _output_names(files)
 
     def check(self) -> None:
@@ -128,7 +132,7 @@ class _Job:
             )
         if self.out is not None:
             named = zip(self.files, self.names, strict=True)
-            pictures = [f"{name}.mp4" if is_video(path) else f"{name}.png" for path, name in named]
+            pictures = [f"{name}.mp4" if is_video(path) else f"{name}{self.suffix}" for path, name in named]
             _check_pictures(self.out, pictures, self.files)
 
     def count(self) -> int:
@@ -153,7 +157,7 @@ class _Job:
                 image = _read(path)
                 result = self.engine(image)
                 if self.out is not None:
-                    _save(self.picture.draw(image, result), self.out / f"{name}.png")
+                    _save(self.picture.draw(image, result), self.out / f"{name}{self.suffix}")
                 yield _Prediction(path, None, _image_id(name, number), result)
                 continue
             with open_video(path) as video, self._video_writer(name, video.fps / self.every) as append:
@@ -220,7 +224,8 @@ def _write(job: _Job, out: Path, json: bool) -> list[dict[str, Any]]:
             deque(results(), maxlen=0)
         else:
             save(out / "predictions.json", job.engine.card, results())
-    say(f"{len(job.names)} pictures{'' if save is None else ' and predictions.json'} in {out}")
+    what = "pictures" if job.suffix == ".png" else f"{job.suffix} files"
+    say(f"{len(job.names)} {what}{'' if save is None else ' and predictions.json'} in {out}")
     for line in lines:
         typer.echo(line)
     return rows

@@ -29,7 +29,8 @@ def verify(
     Tensor error, mean cosine and top-1 agreement are held against limits per precision. A flip between
     classes that the float model itself puts within one point of probability is a near tie: a bounded share
     of the images may have one. Of panoptic engines, segments are compared by PQ, and k-means assignments
-    one by one. Exit code 1 when the engine is broken.
+    one by one; of semantic ones the class of every pixel; of raw tensors every output by itself. Exit code 1
+    when the engine is broken.
     """
     from vitkit.evaluate import open_network
     from vitkit.exporters import run_checks

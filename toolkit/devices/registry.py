@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from vitkit.bench.jetson import is_jetson
 from vitkit.runtimes.engine import RUNTIMES
 from vitkit.runtimes.errors import BadRequest
 from vitkit.runtimes.files import user_folder, write_text
-from vitkit.runtimes.reading import read_text
+from vitkit.runtimes.reading import read_toml
 
 KINDS = ("local", "ssh", "jetson", "adb")
 _PHONE_FOLDER = "/data/local/tmp/vitkit"
@@ -77,12 +76,8 @@ def default_file() -> Path:
 
 def read_devices(file: Path) -> dict[str, Device]:
     """Devices by name; none if the file does not exist. Raises BadRequest if it is damaged."""
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
     try:
-        tables = tomllib.loads(read_text(file))
+        tables = read_toml(file)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

@@ -5,8 +5,13 @@
 `vitkit.runtimes.tasks` name them.
 """
 
+import sys
+
 import vitkit.calibration.openmp  # noqa: F401  (before torch)
+from vitkit import CallablePackage
 from vitkit.evaluate.classes import class_indices
 from vitkit.evaluate.network import Network, evaluate, open_network
 
 __all__ = ["Network", "class_indices", "evaluate", "open_network"]
+
+sys.modules[__name__].__class__ = CallablePackage

@@ -12,8 +12,7 @@ from vitkit.models.state import read_tensors
 from vitkit.runs import load_run
 from vitkit.runtimes.card import ImageSpec, ModelCard
 from vitkit.runtimes.errors import BadRequest
-from vitkit.torchvision_shim import timm
-from vitkit.train.transfer import from_timm
+from vitkit.torchvision_shim import from_timm, timm
 
 _TIMM = "timm:"
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -13,8 +11,8 @@ from vitkit.models.backbones import library_names, load_backbone
 from vitkit.models.remax import ReMaX
 from vitkit.models.state import read_tensors, summarise
 from vitkit.runs import load_run
-from vitkit.runtimes.errors import BadInput, BadRequest, VitkitError
-from vitkit.torchvision_shim import timm
+from vitkit.runtimes.errors import BadInput, BadRequest
+from vitkit.torchvision_shim import from_timm, timm
 
 
 def initialise(network: Model, source: Path) -> list[str]:
@@ -64,19 +62,6 @@ def freeze(network: nn.Module, names: str) -> list[nn.Module]:
             parameter.requires_grad = False
         frozen += [module for key, module in network.named_modules() if key == name]
     return frozen
-
-
-@contextmanager
-def from_timm(what: str, remedy: str) -> Iterator[None]:
-    """Inside, what timm and its hub raise becomes a BadRequest: what cannot be had, why, the remedy."""
-    try:
-        yield
-    except VitkitError:
-        raise
-    # They raise a dozen types for a missing name, network, file or package.
-    except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise BadRequest(f"{what}: {reason}. {remedy}") from None
 
 
 def fill_backbone(network: Model, source: str) -> None:
