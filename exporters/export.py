@@ -13,15 +13,16 @@ from numpy.typing import NDArray
 
 from vitkit.exporters.golden import write_golden
 from vitkit.exporters.parity import NamedImage, ParityCheck, golden_pairs
+from vitkit.exporters.source import Exportable, Source
 from vitkit.exporters.targets import INPUTS, TARGETS, check_request, with_defaults
 from vitkit.exporters.verify import verify
 from vitkit.runtimes.card import Artifact, ImageSpec, ModelCard, sha256, write_card
+from vitkit.runtimes.errors import BadRequest
 from vitkit.runtimes.files import atomic_folder
 from vitkit.runtimes.image import check_image, generated_photos, prepare_batch
 
 if TYPE_CHECKING:
     from vitkit.calibration.dataset import CalibrationSet
-    from vitkit.exporters.source import Source
 
 CALIBRATION_FILE = "calibration.json"
 # Of the calibration images, this many verify an INT8 engine by default.
@@ -29,7 +30,7 @@ _VERIFIED_IMAGES = 64
 
 
 def export(
-    source: Source,
+    source: Exportable,
     out: Path,
     *,
     target: str,
@@ -56,6 +57,11 @@ def export(
     check_request(
         target, precision, calibrated=calibration is not None, input=input, batch=batch, options=options
     )
+    if (reason := TARGETS[target].from_torch) and not isinstance(source, Source):
+        raise BadRequest(
+            f"--target {target} does not take {source.card.name}, which is no torch module: {reason}; "
+            "give the torch module that the file was made from, as PACKAGE.MODULE:FACTORY or FILE.py:FACTORY"
+        )
     options = with_defaults(target, options)
     image = replace(source.card.image, **INPUTS[input])  # type: ignore[arg-type]
     examples = _golden_images(source.card.task, golden)
@@ -110,15 +116,15 @@ def _images_to_verify(
 
 
 def _write_calibration(
-    folder: Path, calibration: CalibrationSet, source: Source, target: str, image: ImageSpec
+    folder: Path, calibration: CalibrationSet, source: Exportable, target: str, image: ImageSpec
 ) -> None:
     method = TARGETS.module(target, "quantiser").METHOD
-    record = calibration.record(image, method, list(source.module.float_modules))
+    record = calibration.record(image, method, list(source.float_modules))
     (folder / CALIBRATION_FILE).write_text(record, encoding="utf-8")
 
 
 def _provenance(
-    source: Source, target: str, options: Mapping[str, Any], calibration: CalibrationSet | None
+    source: Exportable, target: str, options: Mapping[str, Any], calibration: CalibrationSet | None
 ) -> dict[str, Any]:
     """What made an engine; no time or place, so that bytes repeat."""
     packages = ("vitkit", "numpy", *sorted(TARGETS[target].packages))

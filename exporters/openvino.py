@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vitkit.calibration.dataset import CalibrationSet
-from vitkit.exporters.onnx import engine_card, trace
-from vitkit.exporters.source import Source
+from vitkit.exporters.onnx import engine_card
+from vitkit.exporters.source import Exportable
 from vitkit.runtimes.card import Artifact, ImageSpec, ModelCard
 from vitkit.runtimes.errors import ExportFailed
 
@@ -29,7 +29,7 @@ PRECISION_HINTS = {"fp32": ["f32"], "fp16": ["f16", "f32"], "bf16": ["bf16"], "i
 
 
 def export(
-    source: Source,
+    source: Exportable,
     folder: Path,
     *,
     precision: str,
@@ -44,15 +44,14 @@ def export(
     """
     import openvino
 
-    model, provenance = to_ir(trace(source, image=image, batch=batch, opset=opset)), {}
+    model, provenance = to_ir(source.graph(image, batch, opset)), {}
     if precision == "int8":
         from vitkit.calibration.openvino import attention_blocks, describe_scheme, quantize
 
         assert calibration is not None
         blocks = attention_blocks(model)
         provenance["int8_scheme"] = describe_scheme(blocks)
-        keep = source.module.float_modules
-        model = quantize(model, calibration, image, keep, transformer=bool(blocks))
+        model = quantize(model, calibration, image, source.float_modules, transformer=bool(blocks))
     _name_steadily(model)
     openvino.save_model(model, folder / ENGINE_FILE, compress_to_fp16=precision in ("fp16", "bf16"))
     card = engine_card(source, image, batch, target="openvino", precision=precision, engine=ENGINE_FILE)

@@ -1,18 +1,22 @@
-"""What an exporter starts from: a float torch model and its card."""
+"""What an exporter starts from: a float model and its card."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Hashable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vitkit.runtimes.card import ModelCard
+from vitkit.calibration.policy import check_float_modules
+from vitkit.runtimes.card import ImageSpec, ModelCard
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from onnx import ModelProto
+    from torch import Tensor, nn
 
 
 class Deployable(Protocol):
@@ -63,16 +67,61 @@ class Reference(Protocol):
         ...
 
 
+class Exportable(Reference, Protocol):
+    """A float network that exporters can turn into engines: a `Source` of torch, or one of an ONNX file."""
+
+    @property
+    def float_modules(self) -> tuple[str, ...]:
+        """What stays float, as glob patterns over module paths."""
+        ...
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the outputs, in order."""
+        ...
+
+    def graph(self, image: ImageSpec, batch: int | None, opset: int) -> ModelProto:
+        """The network as a float32 ONNX graph that takes `image`-shaped inputs, `batch` None for any number.
+
+        BatchNorms are folded into their convolutions and all constants folded. Every node is named
+        `<module path>/<operator>`, which is what float policies match. Raises ExportFailed if there is no
+        such graph, or if a pattern of `float_modules` matches no node.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Source:
-    """A float model in eval mode, and the card of its run (normalised NCHW float32 input).
+    """A float torch model in eval mode, and the card of its run (normalised NCHW float32 input).
 
-    `traces` are the graphs that `vitkit.exporters.onnx.trace` has made of it, by request and weights.
+    `traces` are the graphs that `graph` has made of it, by request and weights.
     """
 
     module: Deployable
     card: ModelCard
-    traces: dict[Hashable, bytes] = field(default_factory=dict, init=False, repr=False, compare=False)
+    traces: dict[Hashable, ModelProto] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @property
+    def float_modules(self) -> tuple[str, ...]:
+        """What stays float, as glob patterns over module paths."""
+        return tuple(self.module.float_modules)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the outputs, in order."""
+        return tuple(self.module.output_names)
+
+    def graph(self, image: ImageSpec, batch: int | None, opset: int) -> ModelProto:
+        """The network as a float32 ONNX graph; see `Exportable.graph`."""
+        from vitkit.exporters.trace import trace
+
+        # Several engines of one source share the trace, which takes most of the time of an export.
+        key = (image, batch, opset, _weights_hash(self.module))
+        if key not in self.traces:
+            self.traces[key] = trace(self.module, self.card.name, image, batch, opset)
+        model = deepcopy(self.traces[key])
+        check_float_modules([node.name for node in model.graph.node], self.float_modules)
+        return model
 
     def predict(self, inputs: NDArray[np.float32], batch: int = 16) -> dict[str, NDArray[Any]]:
         """The float reference: normalised (N, 3, H, W) -> outputs by name, in torch float32."""
@@ -93,3 +142,10 @@ class Source:
         with torch.inference_mode():
             found = self.module.decisions(torch.from_numpy(np.ascontiguousarray(inputs)))
         return {name: tensor.numpy() for name, tensor in found.items()}
+
+
+def _weights_hash(module: Deployable) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in cast("nn.Module", module).state_dict().items():
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -48,7 +48,8 @@ class Target(NamedTuple):
     advice to a user who lacks one. `refusals` give the reason why a precision is not among
     `precisions`; `cpu_needs` names the capability that a precision needs of the CPU, as the target's runtime
     lists it. `stand_in` is the target whose runtime runs the graph for the parity check, because the engine
-    itself is built elsewhere. `free_batch` means that the batch dimension may stay open.
+    itself is built elsewhere. `free_batch` means that the batch dimension may stay open. `from_torch` gives
+    the reason why engines are made from torch modules alone, if they are.
     """
 
     module: str
@@ -61,6 +62,7 @@ class Target(NamedTuple):
     stand_in: str | None = None
     extra: str = "export"
     free_batch: bool = True
+    from_torch: str = ""
     remedy: str | None = None
 
 
@@ -99,6 +101,7 @@ _TARGETS = {
         {"bf16": "TFLite has no bf16 kernels for CPUs; use --target openvino, or --precision fp16"},
         extra="tflite-export",
         free_batch=False,
+        from_torch="its converter reads torch modules, and no maintained one reads ONNX",
     ),
 }
 TARGETS = Rows("vitkit.targets", Target, _TARGETS)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from vitkit.calibration.dataset import CalibrationSet
 from vitkit.exporters import onnx as to_onnx
 from vitkit.exporters.half import to_half
-from vitkit.exporters.source import Source
+from vitkit.exporters.source import Exportable
 from vitkit.runtimes.card import (
     Artifact,
     ImageSpec,
@@ -43,7 +43,7 @@ _NAMED = 5
 
 
 def export(
-    source: Source,
+    source: Exportable,
     folder: Path,
     *,
     precision: str,
@@ -61,8 +61,8 @@ def export(
 
     from vitkit.exporters.tensorrt_graph import TRACED, float32_layers
 
-    dialect, float_modules = DIALECTS[trt_version], source.module.float_modules
-    graph = to_onnx.trace(source, image=image, batch=batch, opset=TRACED)
+    dialect, float_modules = DIALECTS[trt_version], source.float_modules
+    graph = source.graph(image, batch, TRACED)
     model = convert(
         graph, trt_version, precision, float_modules=float_modules, calibration=calibration, image=image
     )

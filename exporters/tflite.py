@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from vitkit.calibration.dataset import CalibrationSet
 from vitkit.calibration.policy import check_float_modules
 from vitkit.exporters.half import CAMERA_MODULE
-from vitkit.exporters.onnx import camera_module, engine_card
+from vitkit.exporters.onnx import engine_card
 from vitkit.exporters.source import Source
 from vitkit.exporters.tflite_graph import (
     append_operator,
@@ -25,6 +25,7 @@ from vitkit.exporters.tflite_graph import (
     shorten,
     write_model,
 )
+from vitkit.exporters.trace import camera_module
 from vitkit.runtimes.card import Artifact, ImageSpec, ModelCard
 from vitkit.runtimes.errors import ExportFailed
 
@@ -53,7 +54,7 @@ def export(
     model's `float_modules` matches no operator.
     """
     assert batch is not None
-    content, keep = convert(source, image, batch), source.module.float_modules
+    content, keep = convert(source, image, batch), source.float_modules
     graph = read_model(content).subgraphs[0]
     check_float_modules([graph.tensors[step.outputs[0]].name.decode() for step in graph.operators], keep)
     if precision != "fp32":
@@ -112,13 +113,13 @@ def convert(source: Source, image: ImageSpec, batch: int) -> bytes:
     height, width = image.size
     shape = (height, width, 3) if image.layout == "NHWC" else (3, height, width)
     example = torch.zeros((batch, *shape), dtype=getattr(torch, image.dtype))
-    module = camera_module(source, image)
+    module = camera_module(source.module, image)
     with _classes_tell_paths(module) as paths, _quiet():
         converted = litert_torch.convert(module, (example,))
         model = read_model(converted.model_content())
     shorten(model)
     _name_by_module(model, paths)
-    _name_signature(model, source.module.output_names)
+    _name_signature(model, source.output_names)
     _name_ends(model)
     return write_model(model)
 

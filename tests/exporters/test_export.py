@@ -16,8 +16,7 @@ from conftest import lively
 
 import vitkit
 from vitkit import BadRequest, ExportFailed, MissingBackend, exporters
-from vitkit.exporters import onnx as onnx_exporter
-from vitkit.exporters.onnx import trace
+from vitkit.exporters import trace
 from vitkit.exporters.source import Source
 from vitkit.exporters.targets import OPSET
 from vitkit.models import build, run_card
@@ -76,7 +75,7 @@ def test_the_card_tells_how_and_no_place(artifact_of, photo_folder):
 @pytest.mark.parametrize("opset", [OPSET.choices[0], 20, OPSET.choices[-1]])
 def test_opsets_are_what_was_asked_for(opset, source):
     image = replace(source.card.image, layout="NHWC", dtype="uint8")
-    graph = trace(source, image=image, batch=1, opset=opset)
+    graph = source.graph(image, 1, opset)
     assert {item.domain: item.version for item in graph.opset_import} == {"": opset}
     assert len({node.name for node in graph.graph.node}) == len(graph.graph.node)
 
@@ -87,19 +86,17 @@ def test_engines_of_one_source_share_the_trace_until_its_weights_change(source, 
     fresh = Source(model.eval(), source.card)
     image = replace(source.card.image, layout="NHWC", dtype="uint8")
     captures = []
-    capture = onnx_exporter._capture
-    monkeypatch.setattr(
-        onnx_exporter, "_capture", lambda *request: captures.append(request) or capture(*request)
-    )
-    first, second = (trace(fresh, image=image, batch=1, opset=20) for _ in range(2))
+    capture = trace._capture
+    monkeypatch.setattr(trace, "_capture", lambda *request: captures.append(request) or capture(*request))
+    first, second = (fresh.graph(image, 1, 20) for _ in range(2))
     assert len(captures) == 1
     assert first == second
     # What a caller does to its graph is not in the next one.
     del first.graph.node[:]
-    assert trace(fresh, image=image, batch=1, opset=20) == second
+    assert fresh.graph(image, 1, 20) == second
     with torch.no_grad():
         model.head.bias += 1
-    assert trace(fresh, image=image, batch=1, opset=20) != second
+    assert fresh.graph(image, 1, 20) != second
     assert len(captures) == 2
 
 
@@ -107,7 +104,7 @@ def test_what_is_constant_is_folded():
     model = build("ps_vit_nano", image_size=56, n=7).eval()
     source = Source(model, run_card("ps_vit_nano", model.config))
     image = replace(source.card.image, layout="NHWC", dtype="uint8")
-    graph = trace(source, image=image, batch=1, opset=20).graph
+    graph = source.graph(image, 1, 20).graph
     kinds = [node.op_type for node in graph.node]
     assert not {"BatchNormalization", "Shape", "Constant", "Identity", "GridSample"} & set(kinds)
     # Four iterations sample, but the first one's places are known, here whole pixels: a strided slice.
@@ -247,4 +244,4 @@ def test_a_batch_that_the_code_fixes_is_noticed(source):
     model.load_state_dict(source.module.state_dict())
     image = replace(source.card.image, layout="NHWC", dtype="uint8")
     with pytest.raises(ExportFailed, match="--dynamic-batch"):
-        trace(Source(model.eval(), source.card), image=image, batch=None, opset=20)
+        Source(model.eval(), source.card).graph(image, None, 20)

@@ -9,14 +9,13 @@ import pytest
 
 from vitkit.calibration.policy import float_nodes
 from vitkit.exporters.half import to_half
-from vitkit.exporters.onnx import trace
 
 
 @pytest.fixture(scope="module")
 def graphs(source):
     image = replace(source.card.image, layout="NHWC", dtype="uint8")
-    full = trace(source, image=image, batch=2, opset=20)
-    return full, to_half(full, source.module.float_modules)
+    full = source.graph(image, 2, 20)
+    return full, to_half(full, source.float_modules)
 
 
 def test_half_passes_the_checker_and_keeps_its_face(graphs):
@@ -32,7 +31,7 @@ def test_float_modules_stay_float_and_the_rest_does_not(graphs, source):
     _, half = graphs
     typed = onnx.shape_inference.infer_shapes(half, strict_mode=True)
     types = {v.name: v.type.tensor_type.elem_type for v in [*typed.graph.value_info, *typed.graph.output]}
-    keep = set(float_nodes([node.name for node in half.graph.node], (*source.module.float_modules, "camera")))
+    keep = set(float_nodes([node.name for node in half.graph.node], (*source.float_modules, "camera")))
     kinds = {True: set(), False: set()}
     for node in half.graph.node:
         if node.op_type != "Cast" and types[node.output[0]] in (

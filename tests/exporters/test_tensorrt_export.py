@@ -17,7 +17,6 @@ from onnx import TensorProto, helper
 from vitkit import BadRequest, ExportFailed, exporters
 from vitkit.calibration.dataset import calibration_set
 from vitkit.calibration.policy import float_nodes
-from vitkit.exporters.onnx import trace
 from vitkit.exporters.source import Source
 from vitkit.exporters.tensorrt import check_rules, convert
 from vitkit.exporters.tensorrt_graph import TRACED, to_dialect
@@ -58,7 +57,7 @@ def traced(sources):
     def get(name: str):
         if name not in made:
             image = replace(sources[name].card.image, layout="NHWC", dtype="uint8")
-            made[name] = trace(sources[name], image=image, batch=1, opset=TRACED), image
+            made[name] = sources[name].graph(image, 1, TRACED), image
         return made[name]
 
     return get
@@ -136,7 +135,7 @@ def test_every_dialect_equals_the_model(name, version, precision, sources, conve
     photos = generated_photos(1, seed=5)
     expected = source.predict(prepare_batch(photos, source.card.image))
     found = run(model, {"image": prepare_batch(photos, image)})
-    for value, output in zip(found, source.module.output_names, strict=True):
+    for value, output in zip(found, source.output_names, strict=True):
         error = np.sqrt(((value - expected[output]) ** 2).mean())
         assert error < BOUNDS[precision] * expected[output].std(), output
 

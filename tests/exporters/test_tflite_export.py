@@ -63,7 +63,7 @@ def test_operators_are_named_by_module(artifact_of, source):
 @pytest.mark.parametrize("precision", exporters.TARGETS["tflite"].precisions)
 def test_other_tools_find_the_ends_by_name(precision, artifact_of, source):
     file = opened(artifact_of("tflite", precision) / "model.tflite")
-    expected = {"inputs": ["image"], "outputs": list(source.module.output_names)}
+    expected = {"inputs": ["image"], "outputs": list(source.output_names)}
     assert file.get_signature_list() == {"serving_default": expected}
     feed = np.full((1, 64, 64, 3), 90, np.uint8)
     found = file.get_signature_runner()(image=feed)

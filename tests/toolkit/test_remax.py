@@ -697,12 +697,11 @@ def test_what_training_sees(name, heads):
 
 
 def test_the_exported_graph_holds_the_network_alone(nano):
-    from vitkit.exporters.onnx import trace
     from vitkit.exporters.source import Source
 
     training = RelaxedTraining(nano)
     card = run_card("remax_nano", training.model.config)
-    graph = trace(Source(training.model, card), image=card.image, batch=1, opset=20).graph
+    graph = Source(training.model, card).graph(card.image, 1, 20).graph
     names = [node.name for node in graph.node] + [weight.name for weight in graph.initializer]
     assert len(graph.node) > 100
     assert not any("semantic" in name or "remask" in name for name in names)
