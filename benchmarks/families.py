@@ -88,42 +88,17 @@ def awake(network: Any, images: Any) -> None:
 
 
 def family_source(name: str) -> Any:
-    """The source of an untrained timm network that is awake; it classifies with timm's own preparation."""
-    import timm
+    """The source of an untrained timm network, made as `vitkit export timm:NAME --untrained` does, awake."""
     import torch
 
-    from vitkit.exporters.foreign import ForeignModule
-    from vitkit.exporters.source import Source
-    from vitkit.runtimes.card import ImageSpec, ModelCard, TensorSpec
     from vitkit.runtimes.image import generated_photos, prepare_batch
+    from vitkit.sources import CardValues, resolve
 
-    torch.manual_seed(0)
-    network = timm.create_model(name, pretrained=False).eval()
-    given = timm.data.resolve_model_data_config(network)
-    size = tuple(given["input_size"][1:])
-    image = ImageSpec(
-        size,
-        given["crop_pct"],
-        given["interpolation"],
-        tuple(given["mean"]),
-        tuple(given["std"]),
-        layout="NCHW",
-        dtype="float32",
+    source = resolve(f"timm:{name}", CardValues(), untrained=True)
+    awake(
+        source.module.network, torch.from_numpy(prepare_batch(generated_photos(8, seed=3), source.card.image))
     )
-    awake(network, torch.from_numpy(prepare_batch(generated_photos(8, seed=3), image)))
-    card = ModelCard(
-        name=name,
-        task="classification",
-        target="torch",
-        precision="fp32",
-        inputs=(TensorSpec("image", (None, 3, *size), "float32"),),
-        outputs=(TensorSpec("logits", (None, network.num_classes), "float32"),),
-        image=image,
-        labels=tuple(f"class {i}" for i in range(network.num_classes)),
-        decode={"logits": "logits"},
-        provenance={"model": f"timm:{name}", "weights": "random"},
-    )
-    return Source(ForeignModule(network, ("logits",)), card)
+    return source
 
 
 def run_family(name: str, targets: Sequence[str], precisions: Sequence[str], images: Path) -> Iterator[Any]:

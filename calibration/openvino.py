@@ -56,11 +56,8 @@ def _is_softmax_in_exponentials(op: openvino.Node) -> bool:
     if op.get_type_name() != "Divide":
         return False
     above, below = _makers(op)
-    return (
-        above.get_type_name() == "Exp"
-        and below.get_type_name() == "ReduceSum"
-        and _makers(below)[0].get_name() == above.get_name()
-    )
+    kinds = (above.get_type_name(), below.get_type_name())
+    return kinds == ("Exp", "ReduceSum") and bool(_makers(below)[0].get_name() == above.get_name())
 
 
 def _meets_product(start: openvino.Node, step: Callable[[openvino.Node], list[openvino.Node]]) -> bool:

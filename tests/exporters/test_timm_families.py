@@ -13,7 +13,6 @@ import torch
 import vitkit
 from vitkit import exporters
 from vitkit.calibration.openvino import attention_blocks
-from vitkit.exporters.onnx import trace
 from vitkit.exporters.openvino import to_ir
 from vitkit.runtimes.image import generated_photos, prepare_batch
 
@@ -66,5 +65,5 @@ def test_engines_do_what_the_network_does(source, target, tmp_path):
 def test_attention_is_found_in_real_networks(source):
     # As exports ask for it, so that the trace is shared.
     image = replace(source.card.image, layout="NHWC", dtype="uint8")
-    graph = to_ir(trace(source, image=image, batch=1, opset=20))
+    graph = to_ir(source.graph(image, 1, 20))
     assert len(attention_blocks(graph)) == ATTENTION[source.card.name]

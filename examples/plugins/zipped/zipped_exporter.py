@@ -4,8 +4,8 @@ import zlib
 from pathlib import Path
 
 from vitkit.calibration.dataset import CalibrationSet
-from vitkit.exporters import Source
-from vitkit.exporters.onnx import engine_card, trace
+from vitkit.exporters.onnx import engine_card
+from vitkit.exporters.source import Exportable
 from vitkit.exporters.targets import OPSET, Target
 from vitkit.runtimes import ImageSpec, ModelCard
 
@@ -20,7 +20,7 @@ TARGET = Target(
 
 
 def export(
-    source: Source,
+    source: Exportable,
     folder: Path,
     *,
     precision: str,
@@ -30,6 +30,6 @@ def export(
     opset: int,
 ) -> ModelCard:
     """Write `model.zip` into `folder` and return its card."""
-    graph = trace(source, image=image, batch=batch, opset=opset)
+    graph = source.graph(image, batch, opset)
     (folder / "model.zip").write_bytes(zlib.compress(graph.SerializeToString()))
     return engine_card(source, image, batch, target="zipped", precision=precision, engine="model.zip")
