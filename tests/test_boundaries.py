@@ -309,7 +309,7 @@ def test_the_wheel_holds_every_module_and_is_small(tmp_path):
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run([*command, "--wheel-dir", str(tmp_path), str(ROOT)], check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
-    assert wheel.stat().st_size < 450_000
+    assert wheel.stat().st_size < 600_000
     inside = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("vitkit/")}
     expected = set()
     for path in sources():
