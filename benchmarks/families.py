@@ -84,6 +84,9 @@ def awake(network: Any, images: Any) -> None:
             norm.momentum = None
             norm.train()
         network(images)
+        for norm in norms:
+            # What hardly differs from image to image, such as pooled features, would be blown up to noise.
+            norm.running_var.copy_(torch.maximum(norm.running_var, 0.01 * norm.running_mean.square()))
     network.eval()
 
 

@@ -16,7 +16,6 @@ from vitkit.calibration.openvino import attention_blocks
 from vitkit.exporters.openvino import to_ir
 from vitkit.runtimes.image import generated_photos, prepare_batch
 
-pytest.importorskip("timm")
 _FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "families.py"
 _SPEC = spec_from_file_location("families", _FILE)
 families = module_from_spec(_SPEC)
@@ -41,7 +40,7 @@ def source(request):
 
 
 def test_sixty_families():
-    import timm
+    from vitkit.torchvision_shim import timm
 
     assert len(set(families.NAMES)) == 60
     assert set(families.NAMES) <= set(timm.list_models())
