@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import tempfile
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 
 from vitkit.calibration.dataset import calibration_set
@@ -53,7 +52,7 @@ def main() -> None:
     calibration = calibration_set(given.data / "train", 128)
     images = sample_photos(given.data / "val", given.count)
     image = replace(run.card.image, layout="NHWC", dtype="uint8")
-    module = import_module(TARGETS[given.target].module)
+    module = TARGETS.module(given.target, "module")
 
     def row(text: str, also_float: tuple[str, ...]) -> None:
         # The traced module must be a torch module: only the policy differs.

@@ -8,6 +8,9 @@ from fnmatch import fnmatchcase
 
 from vitkit.runtimes.errors import ExportFailed
 
+# Modules that a message names.
+_SHOWN = 12
+
 
 def float_nodes(names: Iterable[str], float_modules: Sequence[str]) -> list[str]:
     """The names, out of `<module path>/<operator>` names, that a model's `float_modules` cover."""
@@ -24,12 +27,19 @@ def check_float_modules(names: Iterable[str], float_modules: Sequence[str]) -> N
     for pattern in float_modules:
         if any(_matches(name, [pattern]) for name in named):
             continue
-        near = get_close_matches(pattern, paths, 3, cutoff=0.5)
         raise ExportFailed(
             f"the pattern {pattern!r} of what stays float matches no node of the graph; "
-            f"{'like it are' if near else 'the modules are'} {', '.join(near or paths)}: "
-            "correct or remove it in the model's float_modules"
+            f"{_advice(pattern, paths)}: correct or remove it (--keep-float, or the model's float_modules)"
         )
+
+
+def _advice(pattern: str, paths: Sequence[str]) -> str:
+    """What may have been meant by a pattern that matches none of the module paths."""
+    if any(fnmatchcase(path, f"{pattern}.*") for path in paths):
+        return f"'{pattern}.*' are the modules below it"
+    near = get_close_matches(pattern, paths, 3, cutoff=0.5)
+    more = f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN and not near else ""
+    return f"{'like it are' if near else 'the modules are'} {', '.join(near or paths[:_SHOWN])}{more}"
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

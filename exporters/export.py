@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from importlib import import_module, metadata
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +68,7 @@ def export(
     images = _images_to_verify(images, calibration)
     with atomic_folder(out) as folder:
         step(f"making the {precision} engine for {target}")
-        card: ModelCard = import_module(TARGETS[target].module).export(
+        card: ModelCard = TARGETS.module(target, "module").export(
             source,
             folder,
             precision=precision,
@@ -78,10 +78,12 @@ def export(
             **options,
         )
         if calibration is not None:
+            if scheme := card.provenance.get("int8_scheme"):
+                step(f"quantised as {scheme}")
             _write_calibration(folder, calibration, source, target, image)
         reference = _in_types_of(card, source.predict(prepare_batch(examples, source.card.image)))
         write_golden(folder, prepare_batch(examples, image), reference)
-        provenance = _provenance(source, target, options, calibration)
+        provenance = {**card.provenance, **_provenance(source, target, options, calibration)}
         files: dict[str, str | None] = {path.name: sha256(path) for path in sorted(folder.iterdir())}
         card = replace(card, files=files, provenance=provenance)
         write_card(card, folder)
@@ -116,7 +118,7 @@ def _images_to_verify(
 def _write_calibration(
     folder: Path, calibration: CalibrationSet, source: Exportable, target: str, image: ImageSpec
 ) -> None:
-    method = import_module(TARGETS[target].quantiser).METHOD
+    method = TARGETS.module(target, "quantiser").METHOD
     record = calibration.record(image, method, list(source.float_modules))
     (folder / CALIBRATION_FILE).write_text(record, encoding="utf-8")
 

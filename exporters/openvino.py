@@ -44,16 +44,19 @@ def export(
     """
     import openvino
 
-    model = to_ir(source.graph(image, batch, opset))
+    model, provenance = to_ir(source.graph(image, batch, opset)), {}
     if precision == "int8":
-        from vitkit.calibration.openvino import quantize
+        from vitkit.calibration.openvino import attention_blocks, describe_scheme, quantize
 
         assert calibration is not None
-        model = quantize(model, calibration, image, source.float_modules)
+        blocks = attention_blocks(model)
+        provenance["int8_scheme"] = describe_scheme(blocks)
+        model = quantize(model, calibration, image, source.float_modules, transformer=bool(blocks))
     _name_steadily(model)
     openvino.save_model(model, folder / ENGINE_FILE, compress_to_fp16=precision in ("fp16", "bf16"))
     card = engine_card(source, image, batch, target="openvino", precision=precision, engine=ENGINE_FILE)
-    return replace(card, options={"precision_hints": PRECISION_HINTS[precision]})
+    options = {"precision_hints": PRECISION_HINTS[precision]}
+    return replace(card, options=options, provenance={**card.provenance, **provenance})
 
 
 def to_ir(graph: ModelProto) -> openvino.Model:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from vitkit.runtimes.engine import runtime_module
 from vitkit.runtimes.errors import BadRequest, DeviceError, MissingBackend
+from vitkit.runtimes.plugins import Rows
 from vitkit.runtimes.tensorrt_options import DEFAULT_VERSION, DIALECTS
 
 
@@ -42,8 +43,9 @@ class Target(NamedTuple):
     """A row of `TARGETS`.
 
     `module` has `export(source, folder, *, precision, calibration, image, batch, ...)`, the target's own
-    `options` being the last arguments, and `write_twin(artifact, folder, shapes)`; `quantiser` has `METHOD`.
-    `packages` are needed, and `extra` installs them. `refusals` give the reason why a precision is not among
+    `options` being the last arguments, and `write_twin(artifact, folder, shapes)`; `quantiser` has `METHOD`,
+    and is empty if the target has no int8. `packages` are needed; `extra` installs them, or `remedy` is the
+    advice to a user who lacks one. `refusals` give the reason why a precision is not among
     `precisions`; `cpu_needs` names the capability that a precision needs of the CPU, as the target's runtime
     lists it. `stand_in` is the target whose runtime runs the graph for the parity check, because the engine
     itself is built elsewhere. `free_batch` means that the batch dimension may stay open. `from_torch` gives
@@ -61,9 +63,10 @@ class Target(NamedTuple):
     extra: str = "export"
     free_batch: bool = True
     from_torch: str = ""
+    remedy: str | None = None
 
 
-TARGETS = {
+_TARGETS = {
     "onnx": Target(
         "vitkit.exporters.onnx",
         "vitkit.calibration.onnx",
@@ -101,6 +104,7 @@ TARGETS = {
         from_torch="its converter reads torch modules, and no maintained one reads ONNX",
     ),
 }
+TARGETS = Rows("vitkit.targets", Target, _TARGETS)
 INPUTS = {"uint8": {"layout": "NHWC", "dtype": "uint8"}, "float32": {"layout": "NCHW", "dtype": "float32"}}
 
 
@@ -133,7 +137,7 @@ def check_request(
     _check_options(target, options or {})
     for package in row.packages:
         if find_spec(package) is None:
-            raise MissingBackend(package, row.extra)
+            raise MissingBackend(package, row.extra, remedy=row.remedy)
     _check_cpu(target, precision)
 
 

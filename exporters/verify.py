@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -87,7 +86,7 @@ def _twin(
     """The engine with the named nodes' results, int64 of these shapes, as outputs too."""
     card = engine.card
     with _temporary_artifact(engine.artifact.path) as folder:
-        import_module(TARGETS[card.target].module).write_twin(engine.artifact, folder, shapes)
+        TARGETS.module(card.target, "module").write_twin(engine.artifact, folder, shapes)
         outputs = [TensorSpec(name, shape, "int64") for name, shape in shapes.items()]
         files: dict[str, str | None] = {path.name: None for path in folder.iterdir()}
         write_card(replace(card, outputs=(*card.outputs, *outputs), files=files), folder)
@@ -99,7 +98,8 @@ def _twin(
 def _runnable(path: Path) -> Iterator[Path]:
     """The artifact; or a copy that runs its very graph, if its engine is built elsewhere."""
     card = read_card(path)
-    stand_in = TARGETS[card.target].stand_in
+    row = TARGETS.get(card.target)
+    stand_in = row.stand_in if row else None
     if stand_in is None:
         yield path
         return

@@ -26,6 +26,7 @@ from vitkit.runtimes.errors import (
 )
 from vitkit.runtimes.image import check_image, placement, prepare_batch, read_image
 from vitkit.runtimes.lifetime import Lifetime
+from vitkit.runtimes.plugins import Rows
 from vitkit.runtimes.tasks import TASKS, Decoder, decoder
 
 if TYPE_CHECKING:
@@ -88,7 +89,8 @@ class Runtime(NamedTuple):
     """Where the session of a target lives: module, vendor package, extra.
 
     `device` is the one it takes by default; with `sole` it has no other. `substitute` is a package that may
-    stand in for the vendor's.
+    stand in for the vendor's. `remedy` is the advice to a user without the package, if no extra of vitkit
+    installs it.
     """
 
     module: str
@@ -97,9 +99,10 @@ class Runtime(NamedTuple):
     device: str = "cpu"
     sole: bool = False
     substitute: str | None = None
+    remedy: str | None = None
 
 
-RUNTIMES = {
+_RUNTIMES = {
     "onnx": Runtime("vitkit.runtimes.onnx", "onnxruntime", "onnx"),
     "openvino": Runtime("vitkit.runtimes.openvino", "openvino", "openvino"),
     "tensorrt": Runtime("vitkit.runtimes.tensorrt", "tensorrt", "tensorrt", "cuda", True),
@@ -107,6 +110,7 @@ RUNTIMES = {
         "vitkit.runtimes.tflite", "ai_edge_litert", "tflite", sole=True, substitute="tflite_runtime"
     ),
 }
+RUNTIMES = Rows("vitkit.runtimes", Runtime, _RUNTIMES)
 
 
 def runtime_module(target: str) -> Any:
@@ -118,7 +122,7 @@ def runtime_module(target: str) -> Any:
         raise
     # A damaged or mismatched binary raises anything from OSError to SystemError.
     except Exception as error:
-        raise MissingBackend(runtime.package, runtime.extra, error) from error
+        raise MissingBackend(runtime.package, runtime.extra, error, runtime.remedy) from error
 
 
 def check_device(target: str, device: str | None) -> str:

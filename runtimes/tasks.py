@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from importlib import import_module
 from inspect import signature
 from typing import Any, Literal, NamedTuple
 
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from vitkit.runtimes.card import ModelCard
 from vitkit.runtimes.errors import BadArtifact, BadRequest
 from vitkit.runtimes.image import Placement
+from vitkit.runtimes.plugins import Rows
 
 Part = Literal["decode", "parity", "metric", "picture"]
 Decoder = Callable[[Mapping[str, NDArray[Any]], ModelCard, Placement], Any]
@@ -34,7 +34,7 @@ class Task(NamedTuple):
     picture: str
 
 
-TASKS = {
+_TASKS = {
     "classification": Task(
         "vitkit.runtimes.classification",
         "vitkit.exporters.parity_classification",
@@ -60,16 +60,20 @@ TASKS = {
         "vitkit.pictures.tensors",
     ),
 }
+TASKS = Rows("vitkit.tasks", Task, _TASKS)
 
 
 def task_module(task: str, part: Part) -> Any:
-    """A module of a task's row in `TASKS`; raises BadArtifact for a task that is not there."""
+    """A module of a task's row in `TASKS`.
+
+    Raises BadArtifact for a task that is not there, BadRequest for a plugin's module that cannot be imported.
+    """
     if task not in TASKS:
         raise BadArtifact(
             f"the card's task is {task!r}; this vitkit has {', '.join(TASKS)}: "
             "upgrade it with: pip install --upgrade vitkit"
         )
-    return import_module(getattr(TASKS[task], part))
+    return TASKS.module(task, part)
 
 
 def decoder(card: ModelCard, options: Mapping[str, Any] | None = None) -> Decoder:

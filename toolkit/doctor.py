@@ -132,7 +132,7 @@ def _target(target: str, runtime: Runtime, requirements: list[_Requirement]) -> 
     name, package = f"run {target}", runtime.package
     if not _is_here(package):
         if runtime.substitute is None or not _is_here(runtime.substitute):
-            remedy = f"pip install 'vitkit[{runtime.extra}]'"
+            remedy = runtime.remedy or f"pip install 'vitkit[{runtime.extra}]'"
             return Finding(name, False, f"{package} is not installed", remedy)
         package = runtime.substitute
     reinstall = f"pip install --force-reinstall {package}"

@@ -224,7 +224,7 @@ def brightness(monkeypatch):
         module = types.ModuleType(f"brightness_{part}")
         module.__dict__.update(functions)
         monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setitem(tasks.TASKS, "brightness", tasks.Task(*(f"brightness_{part}" for part in parts)))
+    monkeypatch.setitem(tasks.TASKS.own, "brightness", tasks.Task(*(f"brightness_{part}" for part in parts)))
 
 
 def test_a_task_is_one_row_and_its_modules(brightness, tmp_path):
