@@ -6,17 +6,19 @@ import os
 import platform
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openvino
 
-from vitkit.runtimes.card import Artifact, TensorSpec
+from vitkit.runtimes.card import Artifact, TensorSpec, check_files
 from vitkit.runtimes.engine import Feeds, Outputs, Session
 from vitkit.runtimes.errors import BadArtifact, DeviceError
 from vitkit.runtimes.lifetime import hold_for_ever
+from vitkit.runtimes.operators import WARM_UP, Operator, Profile, Timing, timed
 from vitkit.runtimes.reading import has_external_weights
 
 _DTYPES = {"u8": "uint8", "i32": "int32", "i64": "int64", "f16": "float16", "f32": "float32"}
@@ -35,10 +37,17 @@ def _spec(port: Any) -> TensorSpec:
 
 
 class OpenVINOSession(Session):
-    """One compiled model with one infer request; a lock lets threads take turns."""
+    """One compiled model with one infer request; a lock lets threads take turns.
 
-    def __init__(self, compiled: Any, settings: dict[str, Any]) -> None:
+    `recompile` compiles the same files again, with further properties.
+    """
+
+    def __init__(
+        self, compiled: Any, settings: dict[str, Any], recompile: Callable[[dict[str, Any]], Any]
+    ) -> None:
         self._compiled = compiled
+        self._recompile = recompile
+        self.main_device = settings["device"]
         self._request = compiled.create_infer_request()
         self._lock = threading.Lock()
         self.settings = settings
@@ -57,22 +66,44 @@ class OpenVINOSession(Session):
             )
             return {name: results[i].copy() for i, name in enumerate(self._names)}
 
-    def operators(self) -> Counter[tuple[str, str]]:
-        """(operator, precision) -> count, as the device executes them after its own fusions."""
-        counts: Counter[tuple[str, str]] = Counter()
-        for op in self._compiled.get_runtime_model().get_ops():
-            info = op.get_rt_info()
-            kind, precision = (info[key].astype(str) for key in ("layerType", "runtimePrecision"))
-            if kind not in ("Const", "Input", "Output"):
-                # u8 is what quantised products take, but also what pixels and truth values are.
-                quantised = precision == "i8" or (precision == "u8" and kind in _PRODUCTS)
-                counts[kind, "int8" if quantised else _PRECISIONS.get(precision, "integer")] += 1
-        return counts
+    def operators(self) -> tuple[Operator, ...]:
+        """The nodes of the runtime model, as the device executes them after its own fusions."""
+        return _operators(self._compiled)
+
+    def profile(self, feeds: Feeds, runs: int) -> Profile:
+        """Times of every node by OpenVINO's performance counters, which the model is compiled again for."""
+        compiled = self._recompile({"PERF_COUNT": True})
+        known = {operator.name: operator for operator in _operators(compiled)}
+        request, times, timings = compiled.create_infer_request(), [], []
+        for _ in range(WARM_UP):
+            request.infer(dict(feeds))
+        for run in range(runs):
+            times.append(timed(lambda: request.infer(dict(feeds))))
+            timings += [
+                Timing(known[info.node_name], run, None, 1000 * (info.real_time // timedelta(microseconds=1)))
+                for info in request.get_profiling_info()
+                if info.node_name in known and info.status == info.EXECUTED
+            ]
+        return Profile(times, timings, f"performance counters of OpenVINO {openvino.__version__}")
 
     def close(self) -> None:
         """Drop the compiled model, which frees its memory."""
         with self._lock:
             self._request = self._compiled = None
+
+
+def _operators(compiled: Any) -> tuple[Operator, ...]:
+    device = ",".join(compiled.get_property("EXECUTION_DEVICES"))
+    found = []
+    for op in compiled.get_runtime_model().get_ordered_ops():
+        info = op.get_rt_info()
+        kind, precision = (info[key].astype(str) for key in ("layerType", "runtimePrecision"))
+        if kind not in ("Const", "Input", "Output"):
+            # u8 is what quantised products take, but also what pixels and truth values are.
+            quantised = precision == "i8" or (precision == "u8" and kind in _PRODUCTS)
+            computes = "int8" if quantised else _PRECISIONS.get(precision, "integer")
+            found.append(Operator(op.get_friendly_name(), kind, computes, device))
+    return tuple(found)
 
 
 def _beyond_cap(compiled: Any, cap: str) -> dict[str, int]:
@@ -156,6 +187,19 @@ def open_session(
     }
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
+    compiled = _compile(artifact, files, name, settings)
+
+    def recompile(properties: dict[str, Any]) -> Any:
+        again = check_files(artifact.path, artifact.card, keep=artifact.engine_files)
+        return _compile(artifact, again, name, {**settings, **properties})
+
+    reported = {"openvino": openvino.__version__, "device": name, **settings}
+    if _cap() in _WITHOUT_HALF:
+        reported |= {"ONEDNN_MAX_CPU_ISA": _cap(), "beyond_cap": _beyond_cap(compiled, _cap())}
+    return OpenVINOSession(compiled, reported, recompile)
+
+
+def _compile(artifact: Artifact, files: Mapping[str, bytes], device: str, settings: dict[str, Any]) -> Any:
     graph = files[artifact.card.engine]
     weights = files.get(Path(artifact.card.engine).with_suffix(".bin").name, b"")
     if artifact.engine_path.suffix == ".onnx" and has_external_weights(graph):
@@ -164,7 +208,7 @@ def open_session(
             "save the graph with its weights inside"
         )
     try:
-        compiled = _core().compile_model(graph, name, settings, weights=weights)
+        return _core().compile_model(graph, device, settings, weights=weights)
     # The vendor raises RuntimeError and its own subclasses for files it cannot take.
     except Exception as error:
         arm = artifact.card.precision == "int8" and platform.machine().lower() in ("aarch64", "arm64")
@@ -172,6 +216,3 @@ def open_session(
         raise BadArtifact(
             f"OpenVINO {openvino.__version__} cannot open {artifact.engine_path}: {str(error).strip()}{mend}"
         ) from None
-    if _cap() in _WITHOUT_HALF:
-        settings |= {"ONEDNN_MAX_CPU_ISA": _cap(), "beyond_cap": _beyond_cap(compiled, _cap())}
-    return OpenVINOSession(compiled, {"openvino": openvino.__version__, "device": name, **settings})

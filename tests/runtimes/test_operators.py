@@ -1,0 +1,256 @@
+"""Where operators run, read back from each vendor and held against the vendor's own dumps."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from tiny import write_tiny
+
+import vitkit
+from vitkit import BadArtifact, BadRequest, DeviceError
+from vitkit.runtimes.card import TensorSpec
+from vitkit.runtimes.onnx_profile import read_nodes
+from vitkit.runtimes.operators import Operator, off_device
+
+
+def kinds(operators):
+    return Counter(one.kind for one in operators)
+
+
+# ONNX Runtime
+
+
+def optimised(path, **entries):
+    """The nodes of the graph that ONNX Runtime itself writes, read by the package onnx."""
+    import onnx
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(path.parent / "optimised.onnx")
+    for key, value in entries.items():
+        options.add_session_config_entry(f"session.{key}", value)
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return onnx.load(path.parent / "optimised.onnx").graph.node
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_onnx_runtimes_operators_are_those_of_its_optimised_graph(artifact_of, precision, tmp_path):
+    import onnx
+
+    content = (artifact_of("onnx", precision) / "model.onnx").read_bytes()
+    (tmp_path / "model.onnx").write_bytes(content)
+    nodes = optimised(tmp_path / "model.onnx")
+    with vitkit.open_engine(artifact_of("onnx", precision)) as engine:
+        found = engine.operators()
+        assert engine.operators() is found
+    assert kinds(found) == Counter(node.op_type for node in nodes)
+    assert {one.device for one in found} == {"CPUExecutionProvider"}
+    in_file = Counter(node.op_type for node in onnx.load_from_string(content).graph.node)
+    # The file's pairs of Q and DQ became kernels, and what is left of them is no arithmetic in INT8.
+    assert kinds(found)["DequantizeLinear"] < (in_file["DequantizeLinear"] or 1)
+    int8 = [one for one in found if one.precision == "int8"]
+    assert bool(int8) == (precision == "int8")
+    assert not {"QuantizeLinear", "DequantizeLinear"} & {one.kind for one in int8}
+    assert {one.module for one in found if one.kind == "QLinearConv"} <= {
+        node.name.split("/")[0] for node in onnx.load_from_string(content).graph.node
+    }
+
+
+def test_an_onnx_graph_is_read_as_the_package_onnx_reads_it(artifact_of):
+    import onnx
+
+    content = (artifact_of("onnx", "int8") / "model.onnx").read_bytes()
+    expected = [
+        (node.name, node.op_type, tuple(node.input), tuple(node.output))
+        for node in onnx.load_from_string(content).graph.node
+    ]
+    assert [tuple(node) for node in read_nodes(content)] == expected
+    assert len(expected) > 100
+
+
+def quantised_convolution(ending: str) -> bytes:
+    """A convolution of quantised factors; its result goes on in INT8, or is read in float by a softplus."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    weights = np.random.default_rng(0).integers(-60, 60, (4, 3, 1, 1)).astype(np.int8)
+    constants = {
+        "scale": np.float32(0.02),
+        "zero": np.uint8(3),
+        "weights": weights,
+        "weight_scale": np.float32(0.01),
+        "weight_zero": np.int8(0),
+    }
+    pair = [
+        helper.make_node("QuantizeLinear", ["y", "scale", "zero"], ["qy"], name="stem.conv/QuantizeLinear_1"),
+        helper.make_node(
+            "DequantizeLinear", ["qy", "scale", "zero"], ["z"], name="stem.conv/DequantizeLinear_2"
+        ),
+    ]
+    nodes = [
+        helper.make_node("Cast", ["x"], ["c"], to=TensorProto.FLOAT, name="camera/Cast"),
+        helper.make_node("Transpose", ["c"], ["f"], perm=[0, 3, 1, 2], name="camera/Transpose"),
+        helper.make_node("QuantizeLinear", ["f", "scale", "zero"], ["q"], name="stem.conv/QuantizeLinear"),
+        helper.make_node(
+            "DequantizeLinear", ["q", "scale", "zero"], ["d"], name="stem.conv/DequantizeLinear"
+        ),
+        helper.make_node(
+            "DequantizeLinear",
+            ["weights", "weight_scale", "weight_zero"],
+            ["w"],
+            name="stem.conv/DequantizeLinear_1",
+        ),
+        helper.make_node("Conv", ["d", "w"], ["y"], name="stem.conv/Conv"),
+        *(pair if ending == "int8" else [helper.make_node("Softplus", ["y"], ["z"], name="act/Softplus")]),
+        helper.make_node("Flatten", ["z"], ["logits"], name="head/Flatten"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.UINT8, [1, 2, 2, 3])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, 16])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return model.SerializeToString()
+
+
+OUTPUTS = (TensorSpec("logits", (1, 16), "float32"),)
+
+
+def test_a_convolution_that_became_a_kernel_is_int8(tmp_path):
+    folder = write_tiny(tmp_path, "onnx", quantised_convolution("int8"), outputs=OUTPUTS, precision="int8")
+    with vitkit.open_engine(folder) as engine:
+        found = engine.operators()
+    (conv,) = [one for one in found if "Conv" in one.kind]
+    assert (conv.kind, conv.precision, conv.module, conv.in_float) == ("QLinearConv", "int8", "stem.conv", "")
+    assert conv.name.startswith("stem.conv/Conv")
+    precisions = {one.kind: one.precision for one in found}
+    assert precisions["QuantizeLinear"] == "fp32 to int8"
+    assert precisions["DequantizeLinear"] == "int8 to fp32"
+    assert precisions["Cast"] == "integer to fp32"
+
+
+def test_a_convolution_whose_result_is_read_in_float_fell_back(tmp_path):
+    folder = write_tiny(tmp_path, "onnx", quantised_convolution("float"), outputs=OUTPUTS, precision="int8")
+    with vitkit.open_engine(folder) as engine:
+        (fallen,) = [one for one in engine.operators() if one.in_float]
+    assert (fallen.name, fallen.module, fallen.precision) == ("stem.conv/Conv", "stem.conv", "fp32")
+
+
+def test_opening_and_running_read_nothing_back(tmp_path, monkeypatch):
+    import onnxruntime
+
+    opened, make = [], onnxruntime.InferenceSession
+
+    def count(*arguments, **options):
+        opened.append(arguments)
+        return make(*arguments, **options)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", count)
+    folder = write_tiny(tmp_path, "onnx")
+    with vitkit.open_engine(folder) as engine:
+        engine(np.zeros((2, 2, 3), np.uint8))
+        assert len(opened) == 1
+        engine.operators()
+        assert len(opened) == 2
+
+
+def test_reading_back_refuses_files_that_changed_meanwhile(tmp_path):
+    from vitkit.runtimes.card import sha256
+
+    folder = write_tiny(tmp_path, "onnx")
+    digest = sha256(folder / "model.onnx")
+    write_tiny(tmp_path, "onnx", files={"model.onnx": digest})
+    with vitkit.open_engine(folder) as engine:
+        (folder / "model.onnx").write_bytes(b"another graph")
+        with pytest.raises(BadArtifact, match="is not what was exported"):
+            engine.operators()
+
+
+# OpenVINO
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_openvinos_operators_are_those_of_its_runtime_model(artifact_of, precision):
+    import openvino
+
+    with vitkit.open_engine(artifact_of("openvino", precision)) as engine:
+        found = engine.operators()
+        settings = {"INFERENCE_PRECISION_HINT": engine.session.settings["INFERENCE_PRECISION_HINT"]}
+    compiled = openvino.Core().compile_model(
+        artifact_of("openvino", precision) / "model.xml", "CPU", {"PERFORMANCE_HINT": "LATENCY", **settings}
+    )
+    expected = Counter(
+        op.get_rt_info()["layerType"].astype(str) for op in compiled.get_runtime_model().get_ops()
+    )
+    assert kinds(found) == expected - Counter({k: expected[k] for k in ("Const", "Input", "Output")})
+    assert {one.device for one in found} == set(compiled.get_property("EXECUTION_DEVICES")) == {"CPU"}
+    assert any(one.precision == "int8" for one in found) == (precision == "int8")
+
+
+# TFLite
+
+
+# Profiles
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino"])
+def test_the_times_of_operators_fill_the_time_of_their_runs(artifact_of, target):
+    with vitkit.open_engine(artifact_of(target, "fp32"), threads=1) as engine:
+        name = engine.card.inputs[0].name
+        feeds = {name: np.zeros((1, *engine.card.inputs[0].shape[1:]), np.uint8)}
+        profile = engine.profile(feeds, runs=5)
+        expected = kinds(engine.operators())
+    assert len(profile.runs_ns) == 5
+    assert not profile.missing
+    for run in range(5):
+        inside = [timing for timing in profile.timings if timing.run == run]
+        total = sum(timing.duration_ns for timing in inside)
+        assert 0.1 * profile.runs_ns[run] < total < 1.2 * profile.runs_ns[run]
+        if target == "onnx":
+            assert kinds(timing.operator for timing in inside) == expected
+            ends = [timing.start_ns + timing.duration_ns for timing in inside]
+            assert max(ends) <= profile.runs_ns[run] + 1000
+
+
+def test_a_number_of_runs_is_checked(artifact_of):
+    with vitkit.open_engine(artifact_of("onnx", "fp32")) as engine:
+        feeds = {engine.card.inputs[0].name: np.zeros((1, *engine.card.inputs[0].shape[1:]), np.uint8)}
+        for runs in (0, -1, 1001, 2.0, True):
+            with pytest.raises(BadRequest, match="an integer from 1 to 1000"):
+                engine.profile(feeds, runs)
+        with pytest.raises(vitkit.BadInput, match="is missing"):
+            engine.profile({}, 1)
+
+
+# The device
+
+
+def test_operators_elsewhere_are_found_and_arithmetic_on_shapes_is_not_counted():
+    device = "CUDAExecutionProvider"
+    operators = [
+        Operator("a/Conv", "Conv", "fp16", device),
+        Operator("b.c/Shape", "Shape", "integer", "CPUExecutionProvider"),
+        Operator("b.c/Resize", "Resize", "fp16", "CPUExecutionProvider"),
+    ]
+    assert off_device(operators, device) == operators[2:]
+    assert off_device(operators, "") == []
+
+
+def test_a_device_that_is_required_and_not_used_is_an_error_that_names_the_operators(tmp_path, monkeypatch):
+    """A CUDA session of a graph whose Resize it left to the CPU, by the operators that it lists."""
+    from vitkit.runtimes.onnx import OnnxSession
+
+    listed = (
+        Operator("stem/Conv", "Conv", "fp32", "CUDAExecutionProvider"),
+        Operator("neck.up/Resize", "Resize", "fp32", "CPUExecutionProvider"),
+    )
+    folder = write_tiny(tmp_path, "onnx")
+    vitkit.open_engine(folder, require_device=True).close()
+    monkeypatch.setattr(OnnxSession, "operators", lambda session: listed)
+    with pytest.raises(DeviceError, match=r"stem/Conv \(Conv\)"):
+        vitkit.open_engine(folder, require_device=True)
+    vitkit.open_engine(folder).close()
