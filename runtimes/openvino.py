@@ -23,7 +23,17 @@ from vitkit.runtimes.reading import has_external_weights
 
 _DTYPES = {"u8": "uint8", "i32": "int32", "i64": "int64", "f16": "float16", "f32": "float32"}
 _PRECISIONS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16"}
-_PRODUCTS = frozenset(("Convolution", "FullyConnected", "FullyConnectedQuantizedLegacy", "MatMul"))
+_PRODUCTS = ("Convolution", "Deconvolution", "FullyConnected", "FullyConnectedQuantizedLegacy", "MatMul")
+_PRODUCTS_IN_FILES = (
+    "Convolution",
+    "GroupConvolution",
+    "ConvolutionBackpropData",
+    "GroupConvolutionBackpropData",
+    "MatMul",
+)
+_LAYOUT = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Split", "VariadicSplit", "MaxPool")
+_CONVERSIONS = ("FakeQuantize", "Convert", "Reorder")
+_FELL_BACK = "a product of quantised factors that runs in float: no INT8 kernel was found for it"
 _CAPABILITY = {"f32": "FP32", "f16": "FP16", "bf16": "BF16"}
 # The caps of `ONEDNN_MAX_CPU_ISA` under which nothing computes in half precision.
 _WITHOUT_AVX512 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI")
@@ -39,14 +49,19 @@ def _spec(port: Any) -> TensorSpec:
 class OpenVINOSession(Session):
     """One compiled model with one infer request; a lock lets threads take turns.
 
-    `recompile` compiles the same files again, with further properties.
+    `reread` reads the same files once more; `compile_to_profile` compiles what it read, with the same
+    settings and performance counters.
     """
 
     def __init__(
-        self, compiled: Any, settings: dict[str, Any], recompile: Callable[[dict[str, Any]], Any]
+        self,
+        compiled: Any,
+        settings: dict[str, Any],
+        reread: Callable[[], Any],
+        compile_to_profile: Callable[[Any], Any],
     ) -> None:
         self._compiled = compiled
-        self._recompile = recompile
+        self._reread, self._compile_to_profile = reread, compile_to_profile
         self.main_device = settings["device"]
         self._request = compiled.create_infer_request()
         self._lock = threading.Lock()
@@ -68,12 +83,13 @@ class OpenVINOSession(Session):
 
     def operators(self) -> tuple[Operator, ...]:
         """The nodes of the runtime model, as the device executes them after its own fusions."""
-        return _operators(self._compiled)
+        return _operators(self._compiled, _int8_products(self._reread()))
 
     def profile(self, feeds: Feeds, runs: int) -> Profile:
         """Times of every node by OpenVINO's performance counters, which the model is compiled again for."""
-        compiled = self._recompile({"PERF_COUNT": True})
-        known = {operator.name: operator for operator in _operators(compiled)}
+        model = self._reread()
+        compiled = self._compile_to_profile(model)
+        known = {operator.name: operator for operator in _operators(compiled, _int8_products(model))}
         request, times, timings = compiled.create_infer_request(), [], []
         for _ in range(WARM_UP):
             request.infer(dict(feeds))
@@ -92,18 +108,53 @@ class OpenVINOSession(Session):
             self._request = self._compiled = None
 
 
-def _operators(compiled: Any) -> tuple[Operator, ...]:
+def _operators(compiled: Any, meant_int8: set[str]) -> tuple[Operator, ...]:
+    """The nodes of a runtime model; `meant_int8` are names of the file's products, see `_int8_products`."""
     device = ",".join(compiled.get_property("EXECUTION_DEVICES"))
     found = []
     for op in compiled.get_runtime_model().get_ordered_ops():
-        info = op.get_rt_info()
-        kind, precision = (info[key].astype(str) for key in ("layerType", "runtimePrecision"))
+        info = {key: value.astype(str) for key, value in op.get_rt_info().items()}
+        kind, precision = info["layerType"], _precision(info)
         if kind not in ("Const", "Input", "Output"):
-            # u8 is what quantised products take, but also what pixels and truth values are.
-            quantised = precision == "i8" or (precision == "u8" and kind in _PRODUCTS)
-            computes = "int8" if quantised else _PRECISIONS.get(precision, "integer")
-            found.append(Operator(op.get_friendly_name(), kind, computes, device))
+            origins = info["originalLayersNames"].split(",")
+            fell_back = precision in _PRECISIONS.values() and meant_int8.intersection(origins)
+            reason = _FELL_BACK if kind in _PRODUCTS and fell_back else ""
+            found.append(Operator(op.get_friendly_name(), kind, precision, device, reason))
     return tuple(found)
+
+
+def _precision(info: Mapping[str, str]) -> str:
+    kind, before, after = info["layerType"], info["runtimePrecision"], info["outputPrecisions"]
+    if kind in _CONVERSIONS and before != after:
+        # A node that only quantises; Convert makes numbers of another type.
+        int8 = "integer" if kind == "Convert" else "int8"
+        names = {**_PRECISIONS, "u8": int8, "i8": int8}
+        return f"{names.get(before, 'integer')} to {names.get(after, 'integer')}"
+    # u8 is what quantised products take, but also what pixels and truth values are.
+    if before == "i8" or (before == "u8" and kind in (*_PRODUCTS, "Pooling")):
+        return "int8"
+    return _PRECISIONS.get(before, "integer")
+
+
+def _int8_products(model: Any) -> set[str]:
+    """Names of the products in a file whose two factors are quantised."""
+    return {
+        op.get_friendly_name()
+        for op in model.get_ops()
+        if op.get_type_name() in _PRODUCTS_IN_FILES and all(map(_is_quantised, op.input_values()[:2]))
+    }
+
+
+def _is_quantised(output: Any) -> bool:
+    """Whether values come from a FakeQuantize, or from 8-bit constants that are scaled."""
+    op = output.get_node()
+    while op.get_type_name() in _LAYOUT:
+        op = op.input_value(0).get_node()
+    if op.get_type_name() == "FakeQuantize":
+        return int(op.get_attributes()["levels"]) <= 256
+    while op.get_type_name() in ("Multiply", "Subtract", "Convert"):
+        op = op.input_value(0).get_node()
+    return op.get_type_name() == "Constant" and op.get_element_type().get_type_name() in ("i8", "u8")
 
 
 def _beyond_cap(compiled: Any, cap: str) -> dict[str, int]:
@@ -189,24 +240,31 @@ def open_session(
         settings["INFERENCE_NUM_THREADS"] = threads
     compiled = _compile(artifact, files, name, settings)
 
-    def recompile(properties: dict[str, Any]) -> Any:
+    def reread() -> Any:
         again = check_files(artifact.path, artifact.card, keep=artifact.engine_files)
-        return _compile(artifact, again, name, {**settings, **properties})
+        return _core().read_model(*_graph_and_weights(artifact, again))
+
+    def compile_to_profile(model: Any) -> Any:
+        return _core().compile_model(model, name, {**settings, "PERF_COUNT": True})
 
     reported = {"openvino": openvino.__version__, "device": name, **settings}
     if _cap() in _WITHOUT_HALF:
         reported |= {"ONEDNN_MAX_CPU_ISA": _cap(), "beyond_cap": _beyond_cap(compiled, _cap())}
-    return OpenVINOSession(compiled, reported, recompile)
+    return OpenVINOSession(compiled, reported, reread, compile_to_profile)
 
 
-def _compile(artifact: Artifact, files: Mapping[str, bytes], device: str, settings: dict[str, Any]) -> Any:
+def _graph_and_weights(artifact: Artifact, files: Mapping[str, bytes]) -> tuple[bytes, bytes]:
     graph = files[artifact.card.engine]
-    weights = files.get(Path(artifact.card.engine).with_suffix(".bin").name, b"")
     if artifact.engine_path.suffix == ".onnx" and has_external_weights(graph):
         raise BadArtifact(
             f"{artifact.engine_path} keeps weights in another file, which OpenVINO would read unchecked: "
             "save the graph with its weights inside"
         )
+    return graph, files.get(Path(artifact.card.engine).with_suffix(".bin").name, b"")
+
+
+def _compile(artifact: Artifact, files: Mapping[str, bytes], device: str, settings: dict[str, Any]) -> Any:
+    graph, weights = _graph_and_weights(artifact, files)
     try:
         return _core().compile_model(graph, device, settings, weights=weights)
     # The vendor raises RuntimeError and its own subclasses for files it cannot take.

@@ -152,7 +152,7 @@ class TFLiteSession(Session):
                 inputs, outputs = (
                     [tensors.get(int(t)) for t in side(i)] for side in (nodes.NodeInputs, nodes.NodeOutputs)
                 )
-                name = str(outputs[0]["name"]) if outputs and outputs[0] else kind
+                name = _name(outputs[0]["name"]) if outputs and outputs[0] else kind
                 device = _DELEGATE if i in taken else _OWN_KERNELS
                 found.append(Operator(name, kind, _precision(kind, inputs, outputs), device))
             return tuple(found)
@@ -185,6 +185,12 @@ class TFLiteSession(Session):
         """Drop the interpreter, which frees its memory."""
         with self._lock:
             self._interpreter = None
+
+
+def _name(tensor: str) -> str:
+    """The first of the names that TensorFlow joined, its scopes joined as a module path."""
+    scopes, sign, operator = tensor.partition(";")[0].rpartition("/")
+    return f"{scopes.replace('/', '.')}{sign}{operator}"
 
 
 def _precision(kind: str, inputs: list[Any], outputs: list[Any]) -> str:

@@ -191,7 +191,77 @@ def test_openvinos_operators_are_those_of_its_runtime_model(artifact_of, precisi
     assert any(one.precision == "int8" for one in found) == (precision == "int8")
 
 
+def planted_convolution(per_channel: bool):
+    """A convolution of quantised factors; OpenVINO has no INT8 kernel for a scale of each input channel."""
+    import openvino
+    from openvino import opset13 as op
+
+    pixels = op.parameter([1, 2, 2, 3], np.uint8, name="x")
+    image = op.transpose(op.convert(pixels, np.float32), np.array([0, 3, 1, 2]))
+    image.set_friendly_name("camera/Transpose")
+    factors = np.arange(1, 4, dtype=np.float32).reshape(1, 3, 1, 1) if per_channel else np.ones((1, 1, 1, 1))
+    low, high = (np.float32(end * factors) for end in (-1.28, 1.27))
+    quantised = op.fake_quantize(op.relu(image), low, high, low, high, 256)
+    integers = op.constant(np.random.default_rng(0).integers(-99, 99, (4, 3, 1, 1)).astype(np.int8))
+    weights = op.multiply(op.convert(integers, np.float32), np.full((4, 1, 1, 1), 0.01, np.float32))
+    product = op.convolution(quantised, weights, [1, 1], [0, 0], [0, 0], [1, 1])
+    product.set_friendly_name("stem.conv/Conv")
+    result = op.result(op.reshape(op.relu(product), np.array([1, 16]), False))
+    result.input_value(0).get_tensor().set_names({"logits"})
+    return openvino.Model([result], [pixels])
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_an_int8_product_that_openvino_runs_in_float_fell_back(tmp_path, per_channel):
+    import openvino
+
+    files = {"model.xml": None, "model.bin": None}
+    folder = write_tiny(
+        tmp_path, "openvino", outputs=OUTPUTS, precision="int8", engine="model.xml", files=files
+    )
+    (folder / "model.onnx").unlink()
+    openvino.save_model(planted_convolution(per_channel), folder / "model.xml", compress_to_fp16=False)
+    with vitkit.open_engine(folder) as engine:
+        (product,) = [one for one in engine.operators() if one.kind == "Convolution"]
+    assert (product.name, product.module) == ("stem.conv/Conv", "stem.conv")
+    assert product.precision == ("fp32" if per_channel else "int8")
+    assert bool(product.in_float) == per_channel
+
+
 # TFLite
+
+
+def test_what_xnnpack_leaves_to_tflite_is_named(mobilenet):
+    """Coral's file: XNNPACK takes no softmax in INT8, and no change of type."""
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    # Without delegates the vendor lists the file's operators, and nothing but those.
+    plain = Interpreter(
+        str(mobilenet / "model.tflite"),
+        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+    )
+    plain.allocate_tensors()
+    with vitkit.open_engine(mobilenet, threads=1) as engine:
+        found = engine.operators()
+        delegated = engine.session._nodes()
+        kinds_there = [delegated.NodeName(i) for i in range(delegated.NumNodes())]
+    assert kinds(found) == Counter(item["op_name"] for item in plain._get_ops_details())
+    assert kinds_there.count("DELEGATE") == 1
+    left = [one.kind for one in found if one.device == "TFLite"]
+    # TFLite's own log: XNNPACK takes 65 of the 68 nodes.
+    assert sorted(left) == ["QUANTIZE", "QUANTIZE", "SOFTMAX"]
+    assert "MobileNetV2.expanded_conv_1.project.batch_norm" in {one.module for one in found}
+    with pytest.raises(DeviceError, match=r"3 operators .* run on TFLite, not on XNNPACK: .*SOFTMAX"):
+        vitkit.open_engine(mobilenet, require_device=True)
+
+
+def test_tflite_times_whole_runs_and_says_that_it_has_no_more(mobilenet):
+    with vitkit.open_engine(mobilenet) as engine:
+        profile = engine.profile({"input": np.zeros((1, 224, 224, 3), np.uint8)}, runs=3)
+    assert len(profile.runs_ns) == 3
+    assert min(profile.runs_ns) > 1e5
+    assert list(profile.timings) == []
+    assert "no profiler" in profile.missing
 
 
 # Profiles

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from vitkit.bench.options import BenchOptions
 from vitkit.bench.pool import make_pool
@@ -20,8 +20,7 @@ from vitkit.runtimes.operators import Operator, Profile, Timing
 _RUNS, _OPERATORS = 1, 2
 
 
-@dataclass(frozen=True)
-class Share:
+class Share(NamedTuple):
     """Operators that belong together: how many run in one run of the engine, and their mean time in it.
 
     `share` is that of the time of all operators, 0 to 1.

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vitkit.bench.profile import Share
 
 _MOST_ROWS = 20
+_ADDED = "(added by the vendor)"
 _FIGURES = ("operators", "ms", "share %")
 _log = logging.getLogger(__name__)
 
@@ -49,7 +50,8 @@ def profile(
         print_json(found.to_json())
     else:
         print_table(("kind", "precision", "runs on", *_FIGURES), _rows(found.by_operator))
-        print_table(("module", *_FIGURES), _rows(found.by_module))
+        modules = [one._replace(label=(one.label[0] or _ADDED,)) for one in found.by_module]
+        print_table(("module", *_FIGURES), _rows(modules))
         typer.echo(
             f"{found.artifact} on {found.device}: {found.run_ms:.3f} ms a run, mean of {runs}, of which "
             f"{found.operators_ms:.3f} ms in operators, by the {found.profile.source}."
@@ -63,12 +65,9 @@ def profile(
 
 def _rows(shares: Sequence[Share]) -> list[tuple[object, ...]]:
     """The slowest, and all others in one row."""
-    rows: list[tuple[object, ...]] = [
-        (*one.label, round(one.count, 2), round(one.ms, 4), round(100 * one.share, 1))
-        for one in shares[:_MOST_ROWS]
-    ]
+    shown = list(shares[:_MOST_ROWS])
     if rest := shares[_MOST_ROWS:]:
         count, ms, share = (sum(getattr(one, name) for one in rest) for name in ("count", "ms", "share"))
         label = (f"{len(rest)} others", *[""] * (len(rest[0].label) - 1))
-        rows.append((*label, round(count, 2), round(ms, 4), round(100 * share, 1)))
-    return rows
+        shown.append(rest[0]._replace(label=label, count=count, ms=ms, share=share))
+    return [(*one.label, f"{one.count:g}", round(one.ms, 4), round(100 * one.share, 1)) for one in shown]
