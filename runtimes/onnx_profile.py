@@ -101,14 +101,27 @@ def read_timings(profile: Path, meant_int8: Iterable[str], skip: int = 0) -> lis
     events = json.loads(profile.read_text(encoding="utf-8"))
     runs = sorted((event["ts"], event["dur"]) for event in events if event.get("name") == "model_run")[skip:]
     kernels = [event for event in events if event.get("cat") == "Node" and event["name"].endswith(_KERNEL)]
-    kernels.sort(key=lambda event: event["ts"])
+    kernels.sort(key=lambda event: (event["ts"], -event["dur"]))
     named, timings = set(meant_int8), []
     for number, (start, length) in enumerate(runs):
         inside = [event for event in kernels if start <= event["ts"] <= start + length]
-        for event, operator in zip(inside, _operators(inside, named), strict=True):
-            since, took = 1000 * (event["ts"] - start), 1000 * event["dur"]
-            timings.append(Timing(operator, number, since, took))
+        found = zip(inside, _own_times(inside), _operators(inside, named), strict=True)
+        for event, took, operator in found:
+            timings.append(Timing(operator, number, 1000 * (event["ts"] - start), 1000 * took))
     return timings
+
+
+def _own_times(events: Sequence[dict[str, Any]]) -> list[int]:
+    """Durations in order of the starts, without those of kernels inside: an If or Loop runs other kernels."""
+    times = [event["dur"] for event in events]
+    around: list[int] = []
+    for i, event in enumerate(events):
+        while around and events[around[-1]]["ts"] + events[around[-1]]["dur"] <= event["ts"]:
+            around.pop()
+        if around:
+            times[around[-1]] -= event["dur"]
+        around.append(i)
+    return times
 
 
 def _operators(events: Iterable[dict[str, Any]], meant_int8: set[str]) -> Iterator[Operator]:

@@ -50,14 +50,20 @@ class Profile(NamedTuple):
     """What a vendor's profiler measured in some runs of an engine.
 
     `runs_ns` is the wall time of each run from outside, with what the profiler itself costs. `timings` are in
-    the order of execution, run after run; empty if the vendor's package measures no operators, for the reason
-    `missing`. `source` is the profiler's name.
+    the order of execution, run after run, or of one mean run if `is_mean`; empty if the vendor's package
+    measures no operators, for the reason `missing`. `source` is the profiler's name.
     """
 
     runs_ns: Sequence[int]
     timings: Sequence[Timing]
     source: str
     missing: str = ""
+    is_mean: bool = False
+
+    @property
+    def timed_runs(self) -> int:
+        """How many runs `timings` hold."""
+        return 1 if self.is_mean else len(self.runs_ns)
 
 
 def timed(run: Callable[[], object]) -> int:

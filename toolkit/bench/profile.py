@@ -51,7 +51,7 @@ class ArtifactProfile:
     @property
     def operators_ms(self) -> float:
         """Mean of the sum of all operators' times in one run, in ms."""
-        return sum(timing.duration_ns for timing in self.profile.timings) / len(self.profile.runs_ns) / 1e6
+        return sum(timing.duration_ns for timing in self.profile.timings) / self.profile.timed_runs / 1e6
 
     @property
     def by_operator(self) -> list[Share]:
@@ -67,7 +67,7 @@ class ArtifactProfile:
         groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
         for timing in self.profile.timings:
             groups[label(timing.operator)].append(timing.duration_ns)
-        runs, total = len(self.profile.runs_ns), self.operators_ms
+        runs, total = self.profile.timed_runs, self.operators_ms
         found = [
             Share(name, len(times) / runs, ms := sum(times) / runs / 1e6, ms / total if total else 0.0)
             for name, times in groups.items()
@@ -129,17 +129,16 @@ def profile(
 def write_trace(found: ArtifactProfile, path: Path) -> None:
     """Write the runs and their operators in Chrome's trace event format, for chrome://tracing and Perfetto.
 
-    Where the vendor keeps no starts, operators are drawn one after another from the start of their run; the
-    trace says so in `otherData`. Raises BadRequest if the file cannot be written.
+    If the vendor keeps only means, one mean run is drawn, its operators one after another; `otherData` of the
+    trace has a note of that. Raises BadRequest if the file cannot be written.
     """
-    timings = found.profile.timings
-    drawn = any(timing.start_ns is None for timing in timings)
+    is_mean = found.profile.is_mean
     about = {
         "artifact": found.artifact,
         "device": found.device,
         "source": found.profile.source,
         "missing": found.profile.missing,
-        "starts": "not measured: operators are drawn one after another" if drawn else "measured",
+        "starts": "not measured: operators of a mean run, one after another" if is_mean else "measured",
     }
     events = [
         _named("process_name", 0, f"{found.artifact} on {found.device}"),
@@ -159,15 +158,17 @@ def _events(found: Profile) -> Iterable[dict[str, Any]]:
     inside: dict[int, list[Timing]] = defaultdict(list)
     for timing in found.timings:
         inside[timing.run].append(timing)
+    walls = [round(fmean(found.runs_ns))] if found.is_mean else found.runs_ns
     start = 0
-    for run, length in enumerate(found.runs_ns):
-        yield _event(f"run {run}", "run", _RUNS, start, length, {})
+    for run, length in enumerate(walls):
+        name = f"mean of {len(found.runs_ns)} runs" if found.is_mean else f"run {run}"
+        yield _event(name, "run", _RUNS, start, length, {})
         end = start
         for one in inside[run]:
             begin = end if one.start_ns is None else start + one.start_ns
             end = begin + one.duration_ns
-            operator = one.operator
-            yield _event(operator.name, operator.kind, _OPERATORS, begin, one.duration_ns, operator._asdict())
+            about = one.operator._asdict()
+            yield _event(one.operator.name, one.operator.kind, _OPERATORS, begin, one.duration_ns, about)
         start = max(start + length, end)
 
 
