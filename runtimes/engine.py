@@ -289,8 +289,8 @@ class Engine(Generic[Result_co]):
             places = ", ".join(sorted({one.device for one in outside}))
             raise DeviceError(
                 f"{len(outside)} operators of {self.artifact.path} run on {places}, not on "
-                f"{self.session.main_device}: {describe(outside)}; open it without requiring the device, or "
-                "export a network without these operators"
+                f"{self.session.main_device}: {describe(outside)}; leave out --require-device "
+                "(require_device in Python), or export a network without these operators"
             )
 
     def _ask(self, question: Callable[[], Answer]) -> Answer:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -77,6 +76,9 @@ class OnnxSession(Session):
         return self._profile(feeds, WARM_UP, runs)
 
     def _profile(self, feeds: Feeds, warm_up: int, runs: int) -> Profile:
+        # Late, since no app needs it to open an engine.
+        from tempfile import TemporaryDirectory
+
         with TemporaryDirectory(prefix="vitkit-profile-", ignore_cleanup_errors=True) as name:
             session = self._reopen(Path(name))
             times = [timed(lambda: session.run(self._names, feeds)) for _ in range(warm_up + runs)]

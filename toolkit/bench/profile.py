@@ -27,7 +27,7 @@ class Share(NamedTuple):
     """
 
     label: tuple[str, ...]
-    count: float
+    operators: float
     ms: float
     share: float
 
@@ -100,7 +100,7 @@ class ArtifactProfile:
 
 
 def _figures(one: Share) -> dict[str, float]:
-    return {"count": one.count, "ms": one.ms, "share": one.share}
+    return {"operators": one.operators, "ms": one.ms, "share": one.share}
 
 
 def profile(

@@ -67,7 +67,7 @@ def _rows(shares: Sequence[Share]) -> list[tuple[object, ...]]:
     """The slowest, and all others in one row."""
     shown = list(shares[:_MOST_ROWS])
     if rest := shares[_MOST_ROWS:]:
-        count, ms, share = (sum(getattr(one, name) for one in rest) for name in ("count", "ms", "share"))
+        number, ms, share = (sum(getattr(one, name) for one in rest) for name in ("operators", "ms", "share"))
         label = (f"{len(rest)} others", *[""] * (len(rest[0].label) - 1))
-        shown.append(rest[0]._replace(label=label, count=count, ms=ms, share=share))
-    return [(*one.label, f"{one.count:g}", round(one.ms, 4), round(100 * one.share, 1)) for one in shown]
+        shown.append(rest[0]._replace(label=label, operators=number, ms=ms, share=share))
+    return [(*one.label, f"{one.operators:g}", round(one.ms, 4), round(100 * one.share, 1)) for one in shown]
