@@ -45,15 +45,17 @@ class OnnxSession(Session):
     """One ONNX Runtime session; its own calls are thread-safe.
 
     `reopen` opens the same files with the same options once more, this time to write its profile and the
-    graph that it runs into a folder.
+    graph that it runs into a folder. A session without it lists no operators.
     """
 
-    def __init__(self, session: Any, settings: dict[str, Any], reopen: Callable[[Path], Any]) -> None:
+    def __init__(
+        self, session: Any, settings: dict[str, Any], reopen: Callable[[Path], Any] | None = None
+    ) -> None:
         self._session = session
         self._reopen = reopen
         self._operators: tuple[Operator, ...] | None = None
         self.settings = settings
-        self.main_device = settings["provider"]
+        self.main_device = settings.get("provider", "")
         self.inputs = tuple(_spec(node) for node in session.get_inputs())
         self.outputs = tuple(_spec(node) for node in session.get_outputs())
         self._names = [spec.name for spec in self.outputs]
@@ -64,23 +66,27 @@ class OnnxSession(Session):
 
     def operators(self) -> tuple[Operator, ...]:
         """Every kernel of one run on zeros, by its profile; opens the engine's files once more."""
+        if self._reopen is None:
+            return ()
         if self._operators is None:
             # A free dimension is the batch: one image.
             feeds = {spec.name: np.zeros([d or 1 for d in spec.shape], spec.dtype) for spec in self.inputs}
-            profile = self._profile(feeds, 0, 1)
+            profile = self._profile(self._reopen, feeds, 0, 1)
             self._operators = tuple(timing.operator for timing in profile.timings)
         return self._operators
 
     def profile(self, feeds: Feeds, runs: int) -> Profile:
         """Times of every kernel, by ONNX Runtime's own profiler, in microseconds."""
-        return self._profile(feeds, WARM_UP, runs)
+        if self._reopen is None:
+            return super().profile(feeds, runs)
+        return self._profile(self._reopen, feeds, WARM_UP, runs)
 
-    def _profile(self, feeds: Feeds, warm_up: int, runs: int) -> Profile:
+    def _profile(self, reopen: Callable[[Path], Any], feeds: Feeds, warm_up: int, runs: int) -> Profile:
         # Late, since no app needs it to open an engine.
         from tempfile import TemporaryDirectory
 
         with TemporaryDirectory(prefix="vitkit-profile-", ignore_cleanup_errors=True) as name:
-            session = self._reopen(Path(name))
+            session = reopen(Path(name))
             times = [timed(lambda: session.run(self._names, feeds)) for _ in range(warm_up + runs)]
             file = Path(session.end_profiling())
             meant_int8 = float_products(read_nodes((Path(name) / _GRAPH_FILE).read_bytes()))
