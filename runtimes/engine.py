@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -26,6 +25,7 @@ from vitkit.runtimes.errors import (
 )
 from vitkit.runtimes.image import check_image, placement, prepare_batch, read_image
 from vitkit.runtimes.lifetime import Lifetime
+from vitkit.runtimes.operators import Operator, Profile, describe, off_device
 from vitkit.runtimes.plugins import Rows
 from vitkit.runtimes.tasks import TASKS, Decoder, decoder
 
@@ -50,29 +50,43 @@ Feeds = Mapping[str, NDArray[Any]]
 Outputs = dict[str, NDArray[Any]]
 Image = NDArray[Any] | str | Path
 ImageT = TypeVar("ImageT", bound=Image)
+Answer = TypeVar("Answer")
 MAX_THREADS = 1024
+MAX_PROFILED_RUNS = 1000
 
 
 class Session(Protocol):
     """The vendor's object behind one method.
 
     `settings` are the vendor's options in force, for reports. `plan` is the file of a TensorRT engine, for
-    TensorRT's own tools. A session must be safe to call from several threads, and the arrays it returns are
-    the caller's.
+    TensorRT's own tools. `main_device` is the vendor's name of the device, provider or delegate that every
+    operator is meant to run on; empty if the vendor names none. A session must be safe to call from several
+    threads, and the arrays it returns are the caller's.
     """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     settings: dict[str, Any]
     plan: Path | None = None
+    main_device: str = ""
 
     def run(self, feeds: Feeds) -> Outputs:
         """Run the network on checked feeds; raises whatever the vendor raises."""
         ...
 
-    def operators(self) -> Counter[tuple[str, str]]:
-        """(operator, precision) -> count, as the vendor executes them; empty if it does not list them."""
+    def operators(self) -> Sequence[Operator]:
+        """All operators as the vendor executes them, read back from it; empty if it does not list them."""
         ...
+
+    def profile(self, feeds: Feeds, runs: int) -> Profile:
+        """Times of every operator in `runs` runs on checked feeds, by the vendor's profiler.
+
+        Raises BadRequest if none is read here.
+        """
+        raise BadRequest(
+            "no profiler of this engine is read; for TensorRT use its own tool: "
+            "trtexec --loadEngine=PLAN --dumpProfile"
+        )
 
     def close(self) -> None:
         """Free the vendor's memory."""
@@ -240,24 +254,66 @@ class Engine(Generic[Result_co]):
             raise
         # Vendors raise types of their own, RuntimeError, ValueError and MemoryError.
         except Exception as error:
-            raise RunFailed(
-                f"the engine of {self.artifact.path} failed while it ran: {type(error).__name__}: "
-                f"{str(error).strip()}"
-            ) from error
+            raise self._failure(error) from error
         finally:
             self._lifetime.leave(call)
 
-    def operators(self) -> Counter[tuple[str, str]]:
-        """(operator, precision) -> count, as the vendor executes them; empty if it does not list them.
+    def operators(self) -> Sequence[Operator]:
+        """All operators as the vendor executes them, read back from it; empty if it does not list them.
 
-        Raises BadRequest after `close` and in a forked child.
+        ONNX Runtime opens the engine's files a second time for this and runs it once on zeros.
+
+        Raises BadRequest after `close` and in a forked child, BadArtifact if the files have changed
+        meanwhile, RunFailed if the vendor fails.
         """
+        return self._ask(self.session.operators)
+
+    def profile(self, feeds: Feeds, runs: int = 20) -> Profile:
+        """Times of every operator in `runs` runs (1..1000) on raw input tensors, as `run` takes them.
+
+        The vendor's profiler measures an engine opened a second time with the same settings; some runs before
+        are left out.
+
+        Raises what `run` and `operators` raise; BadRequest too for a vendor without a profiler.
+        """
+        if type(runs) is not int or not 1 <= runs <= MAX_PROFILED_RUNS:
+            raise BadRequest(f"runs is {runs!r}; it must be an integer from 1 to {MAX_PROFILED_RUNS}")
+        # Checks the feeds.
+        self.run(feeds)
+        return self._ask(lambda: self.session.profile(feeds, runs))
+
+    def require_device(self) -> None:
+        """Raises DeviceError naming the operators that run elsewhere than on the engine's device or delegate.
+
+        That is what a provider left to the CPU, and what XNNPACK left to TFLite's own kernels; arithmetic on
+        shapes and indices is not counted.
+        """
+        outside = off_device(self.operators(), self.session.main_device)
+        if outside:
+            places = ", ".join(sorted({one.device for one in outside}))
+            raise DeviceError(
+                f"{len(outside)} operators of {self.artifact.path} run on {places}, not on "
+                f"{self.session.main_device}: {describe(outside)}; leave out --require-device "
+                "(require_device in Python), or export a network without these operators"
+            )
+
+    def _ask(self, question: Callable[[], Answer]) -> Answer:
         call = object()
         try:
             self._lifetime.enter(call)
-            return self.session.operators()
+            return question()
+        except VitkitError:
+            raise
+        except Exception as error:
+            raise self._failure(error) from error
         finally:
             self._lifetime.leave(call)
+
+    def _failure(self, error: Exception) -> RunFailed:
+        return RunFailed(
+            f"the engine of {self.artifact.path} failed while it ran: {type(error).__name__}: "
+            f"{str(error).strip()}"
+        )
 
     def _explain(self, feeds: Feeds) -> str:
         wanted = {spec.name: spec for spec in self.card.inputs}
@@ -397,6 +453,7 @@ def open_engine(
     task: None = None,
     threads: int | None = None,
     device: str | None = None,
+    require_device: bool = False,
     decode: Mapping[str, Any] | None = None,
 ) -> Engine: ...
 
@@ -408,6 +465,7 @@ def open_engine(
     task: Literal["classification"],
     threads: int | None = None,
     device: str | None = None,
+    require_device: bool = False,
     decode: Mapping[str, Any] | None = None,
 ) -> Engine[Classification]: ...
 
@@ -419,6 +477,7 @@ def open_engine(
     task: Literal["panoptic"],
     threads: int | None = None,
     device: str | None = None,
+    require_device: bool = False,
     decode: Mapping[str, Any] | None = None,
 ) -> Engine[Panoptic]: ...
 
@@ -451,6 +510,7 @@ def open_engine(
     task: str | None = None,
     threads: int | None = None,
     device: str | None = None,
+    require_device: bool = False,
     decode: Mapping[str, Any] | None = None,
 ) -> Any:
     """Open an artifact folder for running.
@@ -461,6 +521,8 @@ def open_engine(
     core). `device` is a device that the vendor offers here (`gpu`, `npu` for OpenVINO; `cuda` for ONNX
     Runtime), in any case; by default `cpu`, and `cuda` for TensorRT. A TensorRT engine that is not built yet
     is built first, which takes minutes, unless this machine has kept it.
+    With `require_device` an operator that the vendor runs elsewhere is an error, see
+    `Engine.require_device`; asking takes about as long as opening does.
     `decode` are options of the task's decoding: `{"top": 3}` of classification, `{"fast": True}` of
     panoptic segmentation.
 
@@ -499,4 +561,11 @@ def open_engine(
         raise
     took = 1e3 * (time.perf_counter() - start)
     _log.debug("opened %s on %s in %.0f ms: %s", artifact.path, device, took, session.settings)
-    return Engine(artifact, session, decoding, device)
+    engine: Engine[Any] = Engine(artifact, session, decoding, device)
+    if require_device:
+        try:
+            engine.require_device()
+        except VitkitError:
+            engine.close()
+            raise
+    return engine

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime
 
-from vitkit.runtimes.card import Artifact, TensorSpec
+from vitkit.runtimes.card import Artifact, TensorSpec, check_files
 from vitkit.runtimes.engine import Feeds, Outputs, Session
 from vitkit.runtimes.errors import BadArtifact, DeviceError
+from vitkit.runtimes.onnx_profile import float_products, read_nodes, read_timings
+from vitkit.runtimes.operators import WARM_UP, Operator, Profile, timed
 from vitkit.runtimes.reading import has_external_weights
 
 _DTYPES = {
@@ -27,6 +30,9 @@ _EXTERNAL = (
     ". The graph keeps weights in another file, which the card must list under a name like the graph's "
     "(model.onnx.data), and which ONNX Runtime reads from 1.24 on: save the graph with its weights inside"
 )
+_GRAPH_FILE = "graph.onnx"
+# A protobuf ends at 2 GiB; weights of a larger graph are written beside it.
+_LARGE = 1 << 30
 _READS_OPSET = {21: "1.20", 22: "1.21", 23: "1.23", 25: "1.24", 26: "1.25"}
 
 
@@ -36,11 +42,20 @@ def _spec(node: Any) -> TensorSpec:
 
 
 class OnnxSession(Session):
-    """One ONNX Runtime session; its own calls are thread-safe."""
+    """One ONNX Runtime session; its own calls are thread-safe.
 
-    def __init__(self, session: Any, settings: dict[str, Any]) -> None:
+    `reopen` opens the same files with the same options once more, this time to write its profile and the
+    graph that it runs into a folder. A session without it lists no operators.
+    """
+
+    def __init__(
+        self, session: Any, settings: dict[str, Any], reopen: Callable[[Path], Any] | None = None
+    ) -> None:
         self._session = session
+        self._reopen = reopen
+        self._operators: tuple[Operator, ...] | None = None
         self.settings = settings
+        self.main_device = settings.get("provider", "")
         self.inputs = tuple(_spec(node) for node in session.get_inputs())
         self.outputs = tuple(_spec(node) for node in session.get_outputs())
         self._names = [spec.name for spec in self.outputs]
@@ -49,9 +64,34 @@ class OnnxSession(Session):
         """Run the network on checked feeds."""
         return dict(zip(self._names, self._session.run(self._names, feeds), strict=True))
 
-    def operators(self) -> Counter[tuple[str, str]]:
-        """Empty: ONNX Runtime lists its operators to nobody."""
-        return Counter()
+    def operators(self) -> tuple[Operator, ...]:
+        """Every kernel of one run on zeros, by its profile; opens the engine's files once more."""
+        if self._reopen is None:
+            return ()
+        if self._operators is None:
+            # A free dimension is the batch: one image.
+            feeds = {spec.name: np.zeros([d or 1 for d in spec.shape], spec.dtype) for spec in self.inputs}
+            profile = self._profile(self._reopen, feeds, 0, 1)
+            self._operators = tuple(timing.operator for timing in profile.timings)
+        return self._operators
+
+    def profile(self, feeds: Feeds, runs: int) -> Profile:
+        """Times of every kernel, by ONNX Runtime's own profiler, in microseconds."""
+        if self._reopen is None:
+            return super().profile(feeds, runs)
+        return self._profile(self._reopen, feeds, WARM_UP, runs)
+
+    def _profile(self, reopen: Callable[[Path], Any], feeds: Feeds, warm_up: int, runs: int) -> Profile:
+        # Late, since no app needs it to open an engine.
+        from tempfile import TemporaryDirectory
+
+        with TemporaryDirectory(prefix="vitkit-profile-", ignore_cleanup_errors=True) as name:
+            session = reopen(Path(name))
+            times = [timed(lambda: session.run(self._names, feeds)) for _ in range(warm_up + runs)]
+            file = Path(session.end_profiling())
+            meant_int8 = float_products(read_nodes((Path(name) / _GRAPH_FILE).read_bytes()))
+            timings = read_timings(file, meant_int8, skip=warm_up)
+        return Profile(times[warm_up:], timings, f"profiler of ONNX Runtime {onnxruntime.__version__}")
 
     def close(self) -> None:
         """Drop the session, which frees its memory."""
@@ -72,13 +112,31 @@ def open_session(
             f"ONNX Runtime has no device {device!r} here; it has "
             f"{', '.join(name for name, provider in providers.items() if provider in here)}"
         )
-    options = _options(artifact, files, threads)
+    session = _open(artifact, files, providers[device], _options(artifact, files, threads))
+    settings = {"onnxruntime": onnxruntime.__version__, "provider": providers[device], "threads": threads}
+
+    def reopen(folder: Path) -> Any:
+        again = check_files(artifact.path, artifact.card, keep=artifact.engine_files)
+        options = _options(artifact, again, threads)
+        options.enable_profiling = True
+        options.profile_file_prefix = str(folder / "profile")
+        options.optimized_model_filepath = str(folder / _GRAPH_FILE)
+        if sum(map(len, again.values())) > _LARGE:
+            options.add_session_config_entry(
+                "session.optimized_model_external_initializers_file_name", "weights.bin"
+            )
+        return _open(artifact, again, providers[device], options)
+
+    return OnnxSession(session, settings, reopen)
+
+
+def _open(artifact: Artifact, files: Mapping[str, bytes], provider: str, options: Any) -> Any:
     try:
         # Without its fallback, which would go on with another provider than the one that was asked for.
         session = onnxruntime.InferenceSession(
             files[artifact.card.engine],
             options,
-            providers=[providers[device]],
+            providers=[provider],
             enable_fallback=0,
         )
     # The vendor raises a dozen unrelated types for files it cannot take.
@@ -87,14 +145,13 @@ def open_session(
             f"ONNX Runtime {onnxruntime.__version__} cannot open {artifact.engine_path}: {error}"
             f"{_remedy(str(error), onnxruntime.__version__)}"
         ) from None
-    if session.get_providers()[0] != providers[device]:
+    if session.get_providers()[0] != provider:
         raise DeviceError(
-            f"ONNX Runtime {onnxruntime.__version__} cannot use {providers[device]} here; use device 'cpu'"
+            f"ONNX Runtime {onnxruntime.__version__} cannot use {provider} here; use device 'cpu'"
         )
     # The vendor keeps them for its fallback: as much memory again as the weights.
     session._model_bytes = None
-    settings = {"onnxruntime": onnxruntime.__version__, "provider": providers[device], "threads": threads}
-    return OnnxSession(session, settings)
+    return session
 
 
 def open_reference(content: bytes) -> OnnxSession:

@@ -8,7 +8,6 @@ import platform
 import re
 import sys
 import threading
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from vitkit.runtimes.card import Artifact, TensorSpec
 from vitkit.runtimes.engine import Feeds, Outputs, Session
 from vitkit.runtimes.errors import BadArtifact, BadRequest, DeviceError, ExportFailed
 from vitkit.runtimes.files import user_folder, write_bytes
+from vitkit.runtimes.operators import Operator
 from vitkit.runtimes.tensorrt_options import (
     GRAPH_FILE,
     BuildOptions,
@@ -157,6 +157,8 @@ class TensorRTSession(Session):
     `plan` is the file that holds the engine.
     """
 
+    main_device = "cuda"
+
     def __init__(self, artifact: Artifact, plan: bytes, file: Path, settings: dict[str, Any]) -> None:
         self._lock, self._log = threading.Lock(), _Log()
         self._runtime = tensorrt.Runtime(self._log)
@@ -220,14 +222,14 @@ class TensorRTSession(Session):
         for spec in self.outputs:
             self._buffers[spec.name].download(self._stream)
 
-    def operators(self) -> Counter[tuple[str, str]]:
-        """(layer, precision of its first output) -> count, as TensorRT fused them."""
+    def operators(self) -> tuple[Operator, ...]:
+        """The layers as TensorRT fused them, in the precision of their first output."""
         inspector = self._engine.create_engine_inspector()
         body = json.loads(inspector.get_engine_information(tensorrt.LayerInformationFormat.JSON))
-        counts: Counter[tuple[str, str]] = Counter()
+        found = []
         for layer in body["Layers"]:
             if not isinstance(layer, dict):
-                counts["layer", "unknown"] += 1
+                found.append(Operator(str(layer), "layer", "unknown", self.main_device))
                 continue
             output = (layer.get("Outputs") or [{}])[0]
             kind = str(
@@ -235,8 +237,9 @@ class TensorRTSession(Session):
             )
             words = re.findall(r"[a-z0-9]+", kind.lower())
             precision = next((_PRECISIONS[word] for word in words if word in _PRECISIONS), "integer")
-            counts[str(layer.get("LayerType", "layer")), precision] += 1
-        return counts
+            name, layer_type = str(layer.get("Name", "")), str(layer.get("LayerType", "layer"))
+            found.append(Operator(name, layer_type, precision, self.main_device))
+        return tuple(found)
 
     def close(self) -> None:
         """Free the engine and its memory."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from vitkit.runtimes.card import Artifact, TensorSpec
 from vitkit.runtimes.engine import Feeds, Outputs, Session
 from vitkit.runtimes.errors import BadArtifact, MissingBackend
+from vitkit.runtimes.operators import WARM_UP, Operator, Profile, timed
 
 try:
     from ai_edge_litert.interpreter import Interpreter
@@ -40,6 +40,14 @@ except ImportError as _newer:
 _PRECISIONS = {"float32": "fp32", "float16": "fp16", "int8": "int8"}
 # What quantised operators of older files compute in; without a scale these are pixels or truth values.
 _QUANTISED = ("uint8", "int16")
+_DELEGATE, _OWN_KERNELS = "XNNPACK", "TFLite"
+_CONVERSIONS = ("QUANTIZE", "DEQUANTIZE", "CAST")
+# Their second input are weights: if these alone are INT8, so are the products (dynamic range quantisation).
+_PRODUCTS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+_NO_PROFILER = (
+    "the Python package of TFLite has no profiler: only whole runs are timed; for times by operator run "
+    "TFLite's benchmark_model with --enable_op_profiling=true"
+)
 
 
 class Tensor:
@@ -89,7 +97,8 @@ class TFLiteSession(Session):
         nodes = self._nodes()
         # From the end, since delegates are appended.
         accelerated = any(nodes.NodeName(i) == "DELEGATE" for i in reversed(range(nodes.NumNodes())))
-        self.settings = {**settings, "delegate": "XNNPACK" if accelerated else "none"}
+        self.settings = {**settings, "delegate": _DELEGATE if accelerated else "none"}
+        self.main_device = _DELEGATE
 
     @property
     def input_steps(self) -> tuple[float, int] | None:
@@ -125,16 +134,52 @@ class TFLiteSession(Session):
             self._interpreter.allocate_tensors()
             self._shapes = dict(shapes)
 
-    def operators(self) -> Counter[tuple[str, str]]:
-        """(operator, precision) -> count, as the file has them; `DELEGATE` is a part that XNNPACK runs."""
+    def operators(self) -> tuple[Operator, ...]:
+        """The file's operators, each with what executes it: XNNPACK, or TFLite's own kernels.
+
+        The vendor lists them all, with a `DELEGATE` for every part that XNNPACK took over, which names the
+        tensors at its borders alone: what is between them runs there.
+        """
         with self._lock:
             tensors = {item["index"]: item for item in self._interpreter.get_tensor_details()}
-            nodes, counts = self._nodes(), Counter[tuple[str, str]]()
-            for i in range(nodes.NumNodes()):
-                outputs = nodes.NodeOutputs(i)
-                result = tensors.get(int(outputs[0])) if len(outputs) else None
-                counts[nodes.NodeName(i), _precision(result)] += 1
-            return counts
+            nodes = self._nodes()
+            count = nodes.NumNodes()
+            taken = self._delegated(count)
+            found = []
+            for i in range(count):
+                if (kind := nodes.NodeName(i)) == "DELEGATE":
+                    continue
+                inputs, outputs = (
+                    [tensors.get(int(t)) for t in side(i)] for side in (nodes.NodeInputs, nodes.NodeOutputs)
+                )
+                name = _name(outputs[0]["name"]) if outputs and outputs[0] else kind
+                device = _DELEGATE if i in taken else _OWN_KERNELS
+                found.append(Operator(name, kind, _precision(kind, inputs, outputs), device))
+            return tuple(found)
+
+    def _delegated(self, count: int) -> set[int]:
+        """Numbers of the nodes that a delegate runs: those on the ways from its outputs to its inputs."""
+        nodes = self._nodes()
+        delegates = [i for i in range(count) if nodes.NodeName(i) == "DELEGATE"]
+        makers = {int(t): i for i in range(count) if i not in delegates for t in nodes.NodeOutputs(i)}
+        taken: set[int] = set()
+        for delegate in delegates:
+            borders = {int(t) for t in nodes.NodeInputs(delegate)}
+            waiting = [int(t) for t in nodes.NodeOutputs(delegate)]
+            while waiting:
+                tensor = waiting.pop()
+                maker = makers.get(tensor)
+                if tensor not in borders and maker is not None and maker not in taken:
+                    taken.add(maker)
+                    waiting += map(int, nodes.NodeInputs(maker))
+        return taken
+
+    def profile(self, feeds: Feeds, runs: int) -> Profile:
+        """Wall times of whole runs: the vendor's Python package measures no operators."""
+        for _ in range(WARM_UP):
+            self.run(feeds)
+        times = [timed(lambda: self.run(feeds)) for _ in range(runs)]
+        return Profile(times, (), f"clock around runs of {PACKAGE}", _NO_PROFILER)
 
     def close(self) -> None:
         """Drop the interpreter, which frees its memory."""
@@ -142,7 +187,23 @@ class TFLiteSession(Session):
             self._interpreter = None
 
 
-def _precision(tensor: dict[str, Any] | None) -> str:
+def _name(tensor: str) -> str:
+    """The first of the names that TensorFlow joined, its scopes joined as a module path."""
+    scopes, sign, operator = tensor.partition(";")[0].rpartition("/")
+    return f"{scopes.replace('/', '.')}{sign}{operator}"
+
+
+def _precision(kind: str, inputs: list[Any], outputs: list[Any]) -> str:
+    """What an operator computes in, by the types of its tensors in the plan; None is an absent input."""
+    before, after = (_type(side[0] if side else None) for side in (inputs, outputs))
+    if kind in _CONVERSIONS and before != after:
+        return f"{before} to {after}"
+    if kind in _PRODUCTS and _type(inputs[1]) == "int8":
+        return "int8"
+    return before if after == "integer" else after
+
+
+def _type(tensor: dict[str, Any] | None) -> str:
     if tensor is None:
         return "integer"
     name = np.dtype(tensor["dtype"]).name

@@ -128,7 +128,7 @@ def test_int8_keeps_the_assignments_and_mask_products_float(source, scenes, targ
     calibration = calibration_set(scenes / "train", 16)
     exporters.export(source, tmp_path / "a", target=target, precision="int8", calibration=calibration)
     counts = inspect(tmp_path / "a")["operators"]["int8"]
-    assert counts[{"onnx": "Conv", "openvino": "Convolution", "tflite": "CONV_2D"}[target]] > 30
+    assert counts[{"onnx": "QLinearConv", "openvino": "Convolution", "tflite": "CONV_2D"}[target]] > 30
     if target != "onnx":
         return
     nodes = onnx.load(tmp_path / "a" / "model.onnx").graph.node

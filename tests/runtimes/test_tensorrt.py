@@ -150,7 +150,7 @@ def test_a_built_engine_does_what_the_model_does(precision, source, calibration,
         inputs = engine.prepare(generated_photos(3, seed=1))
         first, second = engine.run_batched(inputs), engine.run_batched(inputs)
         assert all(np.array_equal(first[name], second[name]) for name in first)
-        assert sum(engine.session.operators().values()) > 3
+        assert len(engine.session.operators()) > 3
 
 
 def test_a_package_is_built_once(source, tmp_path, monkeypatch):

@@ -23,6 +23,7 @@ from vitkit.bench.energy import Meter, open_meter
 from vitkit.bench.isa import cap_isa
 from vitkit.bench.jetson import board_state, is_jetson, throttled
 from vitkit.bench.options import BenchOptions
+from vitkit.bench.placement import placement
 from vitkit.bench.pool import make_pool
 from vitkit.bench.report import BenchReport
 from vitkit.bench.trtexec import cross_check, find_trtexec
@@ -121,14 +122,18 @@ def bench(
             progress(f"opening {label}", 0.0)
             opened.append(_open(path, label, options, pool.images))
             stack.callback(opened[-1].engine.close)
+            if options.require_device:
+                opened[-1].engine.require_device()
         lanes = [_lane(one, scope, pool.images, options.seed) for scope in options.scopes for one in opened]
         meter = open_meter()
         if meter is not None:
             stack.callback(meter.close)
         _run(lanes, options, meter, progress)
         environment.update(_afterwards(environment))
+        # After the measurement, since reading back may open an engine once more.
+        places = {one.label: placement(one.engine) for one in opened}
     call = _Call(options, started, environment, pool.description, meter.source if meter else None)
-    reports = [_report(lane, call) for lane in lanes]
+    reports = [_report(lane, call, places[lane.opened.label]) for lane in lanes]
     _cross_check(reports, lanes, progress)
     return reports
 
@@ -304,7 +309,7 @@ def _measure_block(lane: _Lane, number: int, meter: Meter | None) -> None:
 # The reports
 
 
-def _report(lane: _Lane, call: _Call) -> BenchReport:
+def _report(lane: _Lane, call: _Call, place: dict[str, Any]) -> BenchReport:
     opened, options = lane.opened, call.options
     artifact, card = opened.engine.artifact, opened.engine.card
     return BenchReport(
@@ -336,6 +341,7 @@ def _report(lane: _Lane, call: _Call) -> BenchReport:
         environment=dict(call.environment),
         started=call.started,
         energy={"source": call.energy_source, "joules": lane.joules} if call.energy_source else None,
+        placement=place,
     )
 
 

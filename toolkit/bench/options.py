@@ -22,10 +22,11 @@ MAX_SEED = 2**63 - 1
 class BenchOptions:
     """How artifacts are measured; every value is checked when the options are made.
 
-    `device` is the engine's device as `open_engine` takes it (None: the default of each target), `threads`
-    the CPU threads of one run (None: the vendor's choice). `batch` images go into each query of an engine
-    with a free batch size. At least `duration` seconds are recorded for each artifact and scope. Inputs are
-    drawn by `seed` from a pool of `pool_size` images: a sample of the folder `images`, or generated ones if
+    `device` is the engine's device and `require_device` whether every operator must run there, as
+    `open_engine` takes them (None: the default of each target). `threads` are the CPU threads of one run
+    (None: the vendor's choice). `batch` images go into each query of an engine with a free batch size. At
+    least `duration` seconds are recorded for each artifact and scope. Inputs are drawn by `seed` from a pool
+    of `pool_size` images: a sample of the folder `images`, or generated ones if
     it is None. `scopes` are keys of `SCOPES`. `decode` holds options of the task's decoding, as
     `open_engine` takes them. `max_isa` is a key of `ISAS`: OpenVINO as on a lesser CPU. `cool_down` is the
     rest in seconds before each try on a phone; nothing else reads it.
@@ -34,6 +35,7 @@ class BenchOptions:
     """
 
     device: str | None = None
+    require_device: bool = False
     threads: int | None = None
     batch: int = 1
     duration: float = 10.0
@@ -48,6 +50,8 @@ class BenchOptions:
     def __post_init__(self) -> None:
         """Check every value, and give `images` and `scopes` their types."""
         _check_device(self.device)
+        if type(self.require_device) is not bool:
+            raise BadRequest(f"require_device is {self.require_device!r}; it must be true or false")
         check_threads(self.threads)
         _check_integer("batch", self.batch, 1, MAX_IMAGES)
         _check_integer("pool size", self.pool_size, 1, MAX_IMAGES)

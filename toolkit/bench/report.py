@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, get_args, get_origin, get_type_hints
 
+from vitkit.bench.placement import check_placement
 from vitkit.bench.trtexec import check_fields
 from vitkit.runtimes.errors import BadInput, BadRequest
 from vitkit.runtimes.files import write_text
@@ -37,7 +38,8 @@ class BenchReport:
     identifies the call of `bench`: only reports that share it were measured together. `energy` holds the
     `joules` that the machine took over all recorded queries, and the `source` of that estimate; None if
     no meter can be read. `cross_check` is what `vitkit.bench.trtexec.cross_check` found about a TensorRT
-    engine in scope `engine`; None for others, and without `trtexec`.
+    engine in scope `engine`; None for others, and without `trtexec`. `placement` is what
+    `vitkit.bench.placement.placement` read back from the engine; None in files of older versions.
     """
 
     artifact: str
@@ -64,6 +66,7 @@ class BenchReport:
     started: str
     energy: dict[str, Any] | None = None
     cross_check: dict[str, Any] | None = None
+    placement: dict[str, Any] | None = None
 
     @property
     def n(self) -> int:
@@ -191,6 +194,8 @@ def _from_json(body: Mapping[str, Any]) -> BenchReport:
         raise ValueError(f"'batch' is {report.batch}; it must be at least 1")
     if report.cross_check is not None:
         check_fields(report.cross_check)
+    if report.placement is not None:
+        check_placement(report.placement)
     if any(len(each) != report.n for each in (report.rounds, *report.stages_ns.values())):
         raise ValueError("'rounds' and 'stages_ns' must hold one number for each of 'times_ns'")
     return report

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vitkit.bench.measure import WARMUP_RUNS, WARMUP_S
+from vitkit.bench.placement import fallbacks, summary
 from vitkit.bench.ratios import Ratio, ratios
 from vitkit.bench.report import BenchReport
 
@@ -90,6 +91,7 @@ def _circumstances(report: BenchReport) -> list[str]:
     return [
         *_warnings(report),
         *check_notes(report),
+        *_places(report),
         f"{machine}Device {report.device}; CPU {cpu['model'] or 'unknown'}, cores {cores}, features "
         f"{features}; threads {report.threads or 'as the vendor chooses'}.",
         f"Governor {cpu['governor'] or 'unknown'}; load average {_load(environment['load_average_before'])} "
@@ -103,7 +105,9 @@ def _circumstances(report: BenchReport) -> list[str]:
 
 
 def _warnings(report: BenchReport) -> list[str]:
-    lines, cpu = [], report.environment["cpu"]
+    cpu = report.environment["cpu"]
+    fell_back = fallbacks(report.placement) if report.placement else []
+    lines = [f"FELL BACK: {report.artifact}: {line}." for line in fell_back]
     if report.emulated:
         beyond = report.settings.get("beyond_cap", {})
         exceptions = ", ".join(f"{count} {kernel}" for kernel, count in beyond.items())
@@ -119,6 +123,13 @@ def _warnings(report: BenchReport) -> list[str]:
             "include the time of other programs. Ratios suffer less, since engines took turns."
         )
     return lines
+
+
+def _places(report: BenchReport) -> list[str]:
+    if report.placement is None:
+        return []
+    precisions, devices = summary(report.placement)
+    return [f"Operators of {report.artifact}: {precisions}; on {devices}."] if precisions else []
 
 
 def check_notes(report: BenchReport) -> list[str]:

@@ -12,6 +12,17 @@ Threads = Annotated[
     Optional[int],  # noqa: UP045
     typer.Option("--threads", help="CPU threads of one run (the vendor's choice)."),
 ]
+DeviceHere = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--device", help="A device of this machine: cpu, gpu, npu, cuda (the target's own)."),
+]
+RequireDevice = Annotated[
+    bool,
+    typer.Option(
+        "--require-device",
+        help="Refuse an engine of which the vendor runs operators elsewhere than on the device or delegate.",
+    ),
+]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of a table.")]
 OptionPairs = Annotated[
     Optional[list[str]],  # noqa: UP045

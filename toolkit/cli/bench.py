@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn, Optional
 
 import typer
 
-from vitkit.cli.arguments import DevicesFile, EngineDevice, Threads
+from vitkit.cli.arguments import DevicesFile, EngineDevice, RequireDevice, Threads
 from vitkit.cli.show import print_table, say, step_bar
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # By the flag, the field of `BenchOptions` that no phone's tool takes.
 _UNUSED_BY_PHONES = {
     "--device NAME:DEVICE": "device",
+    "--require-device": "require_device",
     "--batch": "batch",
     "--images": "images",
     "--pool-size": "pool_size",
@@ -31,6 +32,7 @@ def bench(
     artifacts: Annotated[list[Path], typer.Argument(help="Artifact folders; several are interleaved.")],
     device: EngineDevice = None,
     devices: DevicesFile = None,
+    require_device: RequireDevice = False,
     threads: Threads = None,
     duration: Annotated[float, typer.Option(help="Seconds recorded for each artifact and scope.")] = 10.0,
     batch: Annotated[int, typer.Option(help="Images in each query, for engines with a free batch size.")] = 1,
@@ -85,6 +87,7 @@ def bench(
     machine, engine_device = find_machine(device, devices)
     options = BenchOptions(
         device=engine_device,
+        require_device=require_device,
         threads=threads,
         batch=batch,
         duration=duration,

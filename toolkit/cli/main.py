@@ -25,6 +25,7 @@ from vitkit.cli.import_ import import_
 from vitkit.cli.inspect import inspect
 from vitkit.cli.models import models
 from vitkit.cli.predict import predict
+from vitkit.cli.profile import profile
 from vitkit.cli.recipes import recipes
 from vitkit.cli.report import report
 from vitkit.cli.show import show_log
@@ -45,7 +46,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show results, warnin
 Version = Annotated[bool, typer.Option("--version", help="Print the version of vitkit and exit.")]
 
 _MAKE = (models, train, recipes, import_, export, build)
-_CHECK = (verify, evaluate, bench, report, inspect)
+_CHECK = (verify, evaluate, bench, profile, report, inspect)
 _USE = (predict, doctor, demo)
 for _command in (*_MAKE, *_CHECK, *_USE):
     app.command(_command.__name__.rstrip("_"))(_command)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from vitkit.bench import BenchReport, Ratio
+from vitkit.bench.placement import summary
 from vitkit.report.results import Evaluation, Results
 from vitkit.report.rows import Artifact, Compared, Row, data_of, facts_of, flat, letter, setting_of
 from vitkit.report.tables import Cell, Column
@@ -73,6 +75,22 @@ def comparison_columns() -> list[Column]:
         Column("here", figure("here")),
         Column("there", figure("there")),
         Column("there against here", figure("between")),
+    ]
+
+
+def placement_columns(where: Column) -> list[Column]:
+    """Columns of what an engine's operators compute in and where; of rows with a placement."""
+
+    def counted(key: str) -> Callable[[Any], Cell]:
+        return lambda row: Cell(str(len(row.report.placement[key])), len(row.report.placement[key]))
+
+    return [
+        Column("artifact", lambda row: _name(row.report.artifact)),
+        where,
+        Column("precisions", lambda row: _name(summary(row.report.placement)[0])),
+        Column("runs on", lambda row: _name(summary(row.report.placement)[1])),
+        Column("elsewhere", counted("off_device")),
+        Column("products in float, meant INT8", counted("in_float")),
     ]
 
 

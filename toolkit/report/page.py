@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from vitkit.bench import SCOPES, BenchReport
+from vitkit.bench.placement import fallbacks
 from vitkit.bench.tables import check_notes
 from vitkit.report.columns import (
     artifact_columns,
@@ -16,6 +17,7 @@ from vitkit.report.columns import (
     energy_cell,
     environment_columns,
     latency_columns,
+    placement_columns,
     start_columns,
     where_column,
 )
@@ -89,6 +91,7 @@ def page(results: Results) -> str:
         *sections,
         _artifacts(results),
         _comparisons(results),
+        _placement(rows, where),
         _start(rows, where),
         _circumstances(results.reports),
         _estimates(results, rows),
@@ -136,11 +139,18 @@ def _count(number: int, what: str) -> str:
 
 
 def _warnings(reports: Sequence[BenchReport]) -> str:
-    items = [
+    invalid = [
         f"<b>Invalid:</b> {html(report.artifact)} (scope {html(report.scope)}): {html(report.invalid)}."
         for report in reports
         if report.invalid
     ]
+    fell_back = [
+        f"<b>Fell back:</b> {html(report.artifact)} on {html(report.device)}: {html(line, LONG)}."
+        for report in reports
+        if report.placement
+        for line in fallbacks(report.placement)
+    ]
+    items = list(dict.fromkeys([*invalid, *fell_back]))
     return f"<div class=warning role=note>{_list(items)}</div>\n" if items else ""
 
 
@@ -251,6 +261,19 @@ def _comparisons(results: Results) -> str:
     found = table(comparison_columns(), rows, "Here and there") if rows else ""
     warning = f"<div class=warning role=note>{_list(failed)}</div>\n" if failed else ""
     return f"<section><h2>Here and there</h2>\n<p>{_BESIDE}</p>\n{warning}{found}</section>\n"
+
+
+def _placement(rows: Sequence[Row], where: Column) -> str:
+    # An engine runs alike in all scopes, so one row is enough.
+    once = {(row.report.artifact, setting_of(row.report)): row for row in rows if row.report.placement}
+    if not once:
+        return ""
+    text = (
+        "Operators as the vendor executes them after its own fusions, read back from the engine that was "
+        "measured: how many compute in each precision, and how many run on each device or delegate."
+    )
+    found = table(placement_columns(where), list(once.values()), "Where the operators run")
+    return f"<section><h2>Where the operators run</h2>\n<p>{text}</p>\n{found}</section>\n"
 
 
 def _start(rows: Sequence[Row], where: Column) -> str:
