@@ -52,7 +52,7 @@ NAMES = tuple(name for names in FAMILIES.values() for name in names)
 # Exported by tests: one of each kind, and what faults came from.
 TESTED = (
     *("mobilenetv4_conv_small", "repvit_m0_9", "convnextv2_atto", "vit_tiny_patch16_224", "pvt_v2_b0"),
-    *("levit_128s", "mobilevitv2_050", "gmlp_ti16_224"),
+    *("mobilevitv2_050", "gmlp_ti16_224"),
 )
 TARGETS, PRECISIONS = ("onnx", "openvino", "tflite"), ("fp32", "int8")
 

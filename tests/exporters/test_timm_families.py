@@ -28,7 +28,6 @@ ATTENTION = {
     "convnextv2_atto": 0,
     "vit_tiny_patch16_224": 12,
     "pvt_v2_b0": 8,
-    "levit_128s": 11,
     "mobilevitv2_050": 0,
     "gmlp_ti16_224": 0,
 }
@@ -44,7 +43,6 @@ def test_sixty_families():
 
     assert len(set(families.NAMES)) == 60
     assert set(families.NAMES) <= set(timm.list_models())
-    assert len(set(families.TESTED)) == 8
     assert set(families.TESTED) <= set(families.NAMES)
 
 
