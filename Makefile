@@ -10,8 +10,9 @@ demo: $(if $(findstring full,$(DEMO)),.venv/installed,.venv/exporting)
 
 # On two cores; a file's tests stay together, since they share what they make. A process that crashes is not replaced:
 # pytest-xdist 3.8 then waits for ever instead of saying which test it was.
+# Torch's threads of one would otherwise spin on the core of the other.
 test: lint types
-	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0
+	GOMP_SPINCOUNT=100 $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -9,6 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import vitkit.calibration.openmp  # noqa: F401  (before torch)
 from vitkit.runtimes.card import Artifact, ImageSpec, check_image_spec
 from vitkit.runtimes.errors import BadRequest, ExportFailed
 

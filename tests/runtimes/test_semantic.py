@@ -118,7 +118,8 @@ def test_every_pixel_is_read_where_it_went_into_the_network(fit, size, stride, p
     seen = ((shares >= 0) & (shares <= 1)).all(axis=-1)
     near = np.abs(shares[..., None] - np.array([0, 1])).min(axis=(-1, -2)) < 1e-9
     assert ((found >= 0) == seen)[~near].all()
-    assert lead(values, np.maximum(found, 0))[found >= 0].max() < 1e-4
+    # The crop may leave no pixel of a tiny image.
+    assert lead(values, np.maximum(found, 0))[found >= 0].max(initial=0) < 1e-4
     assert seen.all() or fit == "cover"
 
 
