@@ -6,15 +6,16 @@ How an engine is compared is the task's own: `parity` of its row in `TASKS` name
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vitkit.exporters.golden import read_golden
 from vitkit.exporters.source import Reference
 from vitkit.runtimes.card import ModelCard
-from vitkit.runtimes.engine import Engine
+from vitkit.runtimes.engine import Engine, Outputs
 from vitkit.runtimes.errors import BadRequest
 from vitkit.runtimes.image import prepare_batch
 from vitkit.runtimes.tasks import task_module
@@ -69,6 +70,28 @@ def check_images(
     module = task_module(engine.card.task, "parity")
     check: ParityCheck = module.check_images(engine, reference, images, decisions)
     return check
+
+
+def pairs_of_golden(engine: Engine[Any]) -> Iterator[tuple[Outputs, Outputs]]:
+    """Outputs of ONE golden input after the other: the float model's, the engine's. Raises BadArtifact."""
+    inputs, reference = read_golden(engine.artifact)
+    for i in range(len(inputs)):
+        found = engine.run_batched(inputs[i : i + 1])
+        yield of_image(reference, i), of_image(found)
+
+
+def pairs_of_images(
+    engine: Engine[Any], reference: Reference, images: Iterable[NamedImage]
+) -> Iterator[tuple[Outputs, Outputs]]:
+    """Outputs of ONE image after the other, prepared for either side: the float model's, the engine's."""
+    for _, image in images:
+        want = reference.predict(prepare_batch([image], reference.card.image))
+        yield of_image(want), of_image(engine.run_batched(engine.prepare([image])))
+
+
+def of_image(outputs: Outputs, i: int = 0) -> Outputs:
+    """Outputs (N, ...) -> those of one image, without the batch dimension."""
+    return {name: value[i] for name, value in outputs.items()}
 
 
 def check_reference(card: ModelCard, reference: ModelCard) -> None:

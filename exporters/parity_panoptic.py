@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vitkit.exporters.golden import read_golden
-from vitkit.exporters.parity import NamedImage
+from vitkit.exporters.parity import NamedImage, of_image, pairs_of_golden
 from vitkit.exporters.source import Reference
 from vitkit.runtimes.card import ModelCard
 from vitkit.runtimes.engine import Engine, Outputs
@@ -190,16 +189,10 @@ def _problems(parity: PanopticParity, limit: PanopticLimits) -> Iterator[str]:
 
 def check_golden(engine: Engine[Any]) -> PanopticParity:
     """The engine against the golden outputs in its artifact; raises BadArtifact."""
-    inputs, reference = read_golden(engine.artifact)
     sums = _Sums()
-    for i in range(len(inputs)):
-        outputs = engine.run_batched(inputs[i : i + 1])
-        sums.add(_first(reference, i), _first(outputs), engine.card)
+    for want, got in pairs_of_golden(engine):
+        sums.add(want, got, engine.card)
     return _judged(sums.parity("golden", 0, None), engine.card.precision)
-
-
-def _first(outputs: Outputs, i: int = 0) -> Outputs:
-    return {name: value[i] for name, value in outputs.items()}
 
 
 def check_images(
@@ -214,8 +207,8 @@ def check_images(
     """
     sums, quality = _Sums(), _Quality()
     for _, image in images:
-        want = _first(reference.predict(prepare_batch([image], reference.card.image)))
-        got = _first(engine.run_batched(engine.prepare([image])))
+        want = of_image(reference.predict(prepare_batch([image], reference.card.image)))
+        got = of_image(engine.run_batched(engine.prepare([image])))
         sums.add(want, got, engine.card)
         # Of outputs that are not finite nothing can be decoded; they are a problem of their own.
         if sums.finite:

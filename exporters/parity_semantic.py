@@ -9,14 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vitkit.exporters.parity import NamedImage
+from vitkit.exporters.parity import NamedImage, pairs_of_golden, pairs_of_images
 from vitkit.exporters.parity_tensors import (
     Difference,
     OutputSums,
     describe_difference,
     differences_to_json,
-    pairs_of_golden,
-    pairs_of_images,
 )
 from vitkit.exporters.source import Reference
 from vitkit.runtimes.card import ModelCard

@@ -9,12 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vitkit.exporters.golden import read_golden
-from vitkit.exporters.parity import NamedImage
+from vitkit.exporters.parity import NamedImage, pairs_of_golden, pairs_of_images
 from vitkit.exporters.source import Reference
 from vitkit.runtimes.engine import Engine, Outputs
 from vitkit.runtimes.errors import BadArtifact
-from vitkit.runtimes.image import prepare_batch
 
 GOLDEN_PAIRS = 4
 # A channel is lost if its error is this share of all that varies in it. Looked at are channels that vary
@@ -202,27 +200,6 @@ class OutputSums:
     def problems(self, precision: str) -> tuple[str, ...]:
         """Every limit that is broken, in words."""
         return tuple(problem for sums in self._outputs.values() for problem in sums.problems(precision))
-
-
-def pairs_of_golden(engine: Engine[Any]) -> Iterator[tuple[Outputs, Outputs]]:
-    """Outputs of ONE golden input after the other: the float model's, the engine's. Raises BadArtifact."""
-    inputs, reference = read_golden(engine.artifact)
-    for i in range(len(inputs)):
-        found = engine.run_batched(inputs[i : i + 1])
-        yield _of_image(reference, i), _of_image(found, 0)
-
-
-def pairs_of_images(
-    engine: Engine[Any], reference: Reference, images: Iterable[NamedImage]
-) -> Iterator[tuple[Outputs, Outputs]]:
-    """Outputs of ONE image after the other, prepared for either side: the float model's, the engine's."""
-    for _, image in images:
-        want = reference.predict(prepare_batch([image], reference.card.image))
-        yield _of_image(want, 0), _of_image(engine.run_batched(engine.prepare([image])), 0)
-
-
-def _of_image(outputs: Outputs, i: int) -> Outputs:
-    return {name: value[i] for name, value in outputs.items()}
 
 
 def check_golden(engine: Engine[Any]) -> TensorsParity:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from vitkit.evaluate.results import Result
 from vitkit.runtimes.card import ModelCard, read_card
 from vitkit.runtimes.errors import BadRequest, RunFailed
-from vitkit.runtimes.image import prepare_batch, read_image
-from vitkit.runtimes.tasks import TASKS, task_module
+from vitkit.runtimes.image import placement, prepare_batch, read_image
+from vitkit.runtimes.tasks import TASKS, Decoder, task_module
 
 
 class Network(NamedTuple):
@@ -51,6 +51,19 @@ def check_finite(card: ModelCard, outputs: Mapping[str, NDArray[Any]], images: S
                 f"{card.name} ({card.target} {card.precision}) returned NaN or infinite values in its output "
                 f"{name!r} for {images[int(finite.argmin())]}"
             )
+
+
+def results_of(network: Network, files: Sequence[Path], decode: Decoder) -> Iterator[Any]:
+    """The decoded result of each image file at the image's own size, in order.
+
+    Raises what `Network.outputs_of` raises, and RunFailed for outputs that are not finite.
+    """
+    for file, outputs in zip(files, network.outputs_of(files), strict=True):
+        check_finite(network.card, outputs, [file])
+        # Read again for its size alone; beside the network that costs little.
+        height, width, _ = read_image(file).shape
+        place = placement(height, width, network.card.image)
+        yield decode({name: value[0] for name, value in outputs.items()}, network.card, place)
 
 
 def open_network(path: Path, threads: int | None = None, device: str | None = None) -> Network:

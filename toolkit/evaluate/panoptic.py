@@ -16,11 +16,10 @@ from vitkit.data.coco.ids import measure_segments, read_ids
 from vitkit.data.coco.read import read_split
 from vitkit.data.coco.write import check_predictions_path, write_predictions
 from vitkit.evaluate.classes import matching_categories
-from vitkit.evaluate.network import Network, check_finite
+from vitkit.evaluate.network import Network, results_of
 from vitkit.evaluate.panoptic_quality import PanopticQuality, QualityReport
 from vitkit.runtimes.card import ModelCard
 from vitkit.runtimes.errors import BadArtifact, BadInput
-from vitkit.runtimes.image import placement, read_image
 from vitkit.runtimes.panoptic import Panoptic, Segment
 from vitkit.runtimes.tasks import decoder
 
@@ -60,15 +59,8 @@ def evaluate(
     quality = PanopticQuality(truth.categories)
 
     def results() -> Iterator[tuple[int | str, NDArray[np.int32], tuple[SegmentInfo, ...]]]:
-        every = zip(truth.images, network.outputs_of([image.file for image in truth.images]), strict=True)
-        for done, (image, outputs) in enumerate(every, start=1):
-            check_finite(network.card, outputs, [image.file])
-            # Read again for its size alone; beside the network that costs little.
-            height, width, _ = read_image(image.file).shape
-            place = placement(height, width, network.card.image)
-            result: Panoptic = decode(
-                {name: value[0] for name, value in outputs.items()}, network.card, place
-            )
+        found: Iterator[Panoptic] = results_of(network, [image.file for image in truth.images], decode)
+        for done, (image, result) in enumerate(zip(truth.images, found, strict=True), start=1):
             segments = coco_segments(result, categories, boxes=save is not None)
             quality.add(read_ids(image.mask), image.segments, result.ids, segments, str(image.file))
             keep(image, result, segments)

@@ -10,7 +10,7 @@ outside its crop, is a miss of its class.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -22,11 +22,11 @@ from vitkit.data.coco import PanopticImage
 from vitkit.data.coco.ids import first_few, read_ids
 from vitkit.data.coco.read import find_splits, read_split
 from vitkit.evaluate.classes import matching_categories
-from vitkit.evaluate.network import Network, check_finite
+from vitkit.evaluate.network import Network, results_of
 from vitkit.evaluate.results import Table
 from vitkit.runtimes.card import ModelCard
 from vitkit.runtimes.errors import BadArtifact, BadInput, BadRequest, VitkitError
-from vitkit.runtimes.image import MAX_FILE_BYTES, placement, read_image
+from vitkit.runtimes.image import MAX_FILE_BYTES
 from vitkit.runtimes.listing import find_images
 from vitkit.runtimes.pillow import pillow
 from vitkit.runtimes.reading import open_file
@@ -157,12 +157,8 @@ def evaluate(
     decode = decoder(card)
     truth = _open_truth(card, data, split)
     overlap = Overlap(len(truth.names))
-    for number, (file, outputs) in enumerate(zip(truth.files, network.outputs_of(truth.files), strict=True)):
-        check_finite(card, outputs, [file])
-        # Read again for its size alone; beside the network that costs little.
-        height, width, _ = read_image(file).shape
-        place = placement(height, width, card.image)
-        result: Semantic = decode({name: value[0] for name, value in outputs.items()}, card, place)
+    found: Iterator[Semantic] = results_of(network, truth.files, decode)
+    for number, (file, result) in enumerate(zip(truth.files, found, strict=True)):
         classes = truth.read(number)
         if classes.shape != result.classes.shape:
             raise BadInput(f"{file} has {result.classes.shape} pixels, its truth {classes.shape}")
